@@ -1,0 +1,19 @@
+"""The op vocabulary: one file per family, one table of definitions."""
+
+from __future__ import annotations
+
+from neocc.ir.ops import contraction, control, index, pointwise, random, shape
+from neocc.ir.ops.base import Context, Iter, OpDef, Space
+from neocc.ir.ops.control import repeat_types
+from neocc.ir.ops.pointwise import ELEMENTWISE
+
+OPS: dict[str, OpDef] = {
+    **pointwise.DEFS,
+    **contraction.DEFS,
+    **shape.DEFS,
+    **index.DEFS,
+    **random.DEFS,
+    **control.DEFS,
+}
+
+__all__ = ["ELEMENTWISE", "OPS", "Context", "Iter", "OpDef", "Space", "repeat_types"]

@@ -1,0 +1,81 @@
+"""Random numbers that depend on the seed and the global index alone, never on the layout.
+
+The counter-based generator is Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3", SC11).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from neocc.ir.ops.base import Attrs, Context, Iter, OpDef, Space, need
+from neocc.ir.program import Op
+from neocc.ir.types import DTYPES, TensorType
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+DISTRIBUTIONS = ("uniform", "normal")
+
+
+def threefry(key: tuple[Any, Any], counter: tuple[Any, Any], xp: Any) -> tuple[Any, Any]:
+    """Two words of 32 random bits per counter; all words are uint32 arrays."""
+    u32 = xp.uint32
+    ks = (key[0], key[1], key[0] ^ key[1] ^ u32(0x1BD11BDA))
+    x0, x1 = counter[0] + ks[0], counter[1] + ks[1]
+    for group in range(5):
+        for r in ROTATIONS[group % 2]:
+            x0 = x0 + x1
+            x1 = ((x1 << u32(r)) | (x1 >> u32(32 - r))) ^ x0
+        x0 = x0 + ks[(group + 1) % 3]
+        x1 = x1 + ks[(group + 2) % 3] + u32(group + 1)
+    return x0, x1
+
+
+def infer_random(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    need(len(types) == 1, "random takes one operand, the seed")
+    need(types[0] == TensorType((), "u32"), f"random's seed is {types[0]}, not a u32 scalar")
+    need(attrs["distribution"] in DISTRIBUTIONS, f"random: no distribution {attrs['distribution']!r}")
+    need(attrs["dtype"] in ("f32", "f64"), "random makes f32 or f64; cast the result")
+    split_counter(attrs["dims"])
+    return (TensorType(tuple(attrs["dims"]), attrs["dtype"]),)
+
+
+def split_counter(dims: tuple[Any, ...]) -> int:
+    """How many leading dims go into the counter's high word; each word holds below 2**32."""
+    cut = len(dims)
+    while cut and math.prod(d.size for d in dims[cut - 1 :]) <= 2**32:
+        cut -= 1
+    need(math.prod(d.size for d in dims[:cut]) <= 2**32, "random: the tensor is too large")
+    return cut
+
+
+def evaluate_random(op: Op, args: list[Any], ctx: Context) -> list[Any]:
+    xp = ctx.xp
+    dims = op.attrs["dims"]
+    cut, rank = split_counter(dims), len(dims)
+    words = []
+    for group in (range(cut), range(cut, rank)):
+        word = xp.zeros((1,) * (ctx.lead + rank), xp.uint32)
+        for axis in group:
+            index = ctx.index(dims[axis].name, dims[axis].size, rank, axis)
+            word = word * xp.uint32(dims[axis].size & 0xFFFFFFFF) + index.astype(xp.uint32)
+        words.append(word)
+    seed = args[0].reshape(args[0].shape + (1,) * rank)
+    salt = xp.full((1,) * (ctx.lead + rank), op.attrs["salt"], xp.uint32)
+    a, b = threefry((seed, salt), (words[0], words[1]), xp)
+    dtype = DTYPES[op.attrs["dtype"]]
+    u, v = ((w >> xp.uint32(8)).astype(dtype) * dtype.type(2.0**-24) for w in (a, b))
+    if op.attrs["distribution"] == "uniform":
+        return [u]
+    # Box-Muller; 1 - u lies in (0, 1], so the logarithm is finite.
+    return [xp.sqrt(-2 * xp.log(1 - u)) * xp.cos(dtype.type(2 * math.pi) * v)]
+
+
+def random_space(op: Op) -> Space:
+    dims = op.attrs["dims"]
+    return Space(
+        tuple(Iter(d.name, d.size) for d in dims), ((),), (tuple(d.name for d in dims),)
+    )
+
+
+DEFS = {"random": OpDef(infer_random, random_space, evaluate_random)}

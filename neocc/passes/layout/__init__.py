@@ -1,0 +1,1 @@
+"""Layouts: the algebra, the problem, its solution."""

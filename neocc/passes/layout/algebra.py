@@ -1,0 +1,197 @@
+"""The layout algebra: which strategies an op has, and how a value moves between layouts.
+
+Nothing here knows an op by name: strategies come from iteration spaces.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from neocc.ir.mesh import Layout, Mesh, Partial, Placement
+from neocc.ir.ops import OPS
+from neocc.ir.ops.base import PARALLEL, SEQUENTIAL
+from neocc.ir.program import Op, Region
+from neocc.ir.types import TensorType
+
+SUM = Partial("sum")
+
+
+@dataclass(frozen=True, slots=True)
+class Through:
+    """On this axis the op passes a partial sum on: these operands are partial, others whole."""
+
+    operands: frozenset[int]
+
+    def __str__(self) -> str:
+        return "+" + "".join(str(i) for i in sorted(self.operands))
+
+
+Choice = str | Through | None  # an iteration dim that the axis cuts, a pass-through, or none
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """What each mesh axis does in an op: cuts an iteration dim, passes a partial sum through,
+    or repeats the work."""
+
+    axes: tuple[Choice, ...]
+
+    def parts(self, dim: str, mesh: Mesh) -> int:
+        return math.prod(mesh.sizes[i] for i, c in enumerate(self.axes) if c == dim)
+
+    def __str__(self) -> str:
+        return "{" + ", ".join("-" if c is None else str(c) for c in self.axes) + "}"
+
+
+def strategies(op: Op, mesh: Mesh, uncut: frozenset[str] = frozenset()) -> list[Strategy]:
+    """Every legal strategy of an op (not a repeat).
+
+    A cut dim must divide by the axes that cut it; an axis of size 1 cuts nothing; ``uncut``
+    names iteration dims that are to stay whole.
+    """
+    space = OPS[op.kind].space(op)
+    sizes = {i.name: i.size for i in space.iters if i.kind != SEQUENTIAL and i.name not in uncut}
+    passes: list[Choice] = [Through(s) for s in OPS[op.kind].linear(op)]
+    options = [[None] if size == 1 else [None, *sizes, *passes] for size in mesh.sizes]
+    found = (Strategy(axes) for axes in itertools.product(*options))
+    return [
+        s for s in found if all(size % s.parts(name, mesh) == 0 for name, size in sizes.items())
+    ]
+
+
+def op_layouts(op: Op, strategy: Strategy) -> tuple[tuple[Layout, ...], tuple[Layout, ...]]:
+    """The layouts that a strategy wants of the operands and makes of the results."""
+    space = OPS[op.kind].space(op)
+    kinds = {i.name: i.kind for i in space.iters}
+
+    def placed(names: tuple[str, ...], follows: tuple[str | None, ...], choice: str) -> Placement:
+        return names[follows.index(choice)] if choice in follows else None
+
+    operands = []
+    for i, value in enumerate(op.operands):
+        axes: list[Placement] = []
+        for c in strategy.axes:
+            if isinstance(c, Through):
+                axes.append(SUM if i in c.operands else None)
+            else:
+                axes.append(c and placed(value.type.names, space.operands[i], c))
+        operands.append(Layout(tuple(axes)))
+    results = []
+    for i, value in enumerate(op.results):
+        axes = []
+        for c in strategy.axes:
+            if isinstance(c, Through):
+                axes.append(SUM)
+            elif c is None or kinds[c] == PARALLEL:
+                axes.append(c and placed(value.type.names, space.results[i], c))
+            else:
+                axes.append(Partial(kinds[c]))
+        results.append(Layout(tuple(axes)))
+    return tuple(operands), tuple(results)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A reshard along one mesh axis.
+
+    kind: ``slice`` (replicated -> dim), ``all_gather`` (dim -> replicated), ``all_reduce``
+    (partial -> replicated), ``reduce_scatter`` (partial -> dim), ``all_to_all`` (dim -> to).
+    """
+
+    kind: str
+    axis: int
+    source: Layout
+    target: Layout
+
+    @property
+    def dim(self) -> str | None:
+        """The dim that is cut before (gather, all-to-all) or after (slice, scatter) the move."""
+        place = self.source.axes[self.axis]
+        place = place if isinstance(place, str) else self.target.axes[self.axis]
+        return place if isinstance(place, str) else None
+
+    @property
+    def to(self) -> str | None:
+        """The dim that is cut after an all-to-all."""
+        place = self.target.axes[self.axis]
+        return place if self.kind == "all_to_all" and isinstance(place, str) else None
+
+    def __str__(self) -> str:
+        return f"{self.kind} on axis {self.axis}: {self.source} -> {self.target}"
+
+
+def moves(layout: Layout, type: TensorType, mesh: Mesh) -> list[Move]:
+    """Every single-axis reshard out of ``layout``.
+
+    Since a dim is cut in mesh order, an axis can be put on a dim, or taken off it, only while
+    no later axis cuts that dim: otherwise the blocks would not be contiguous.
+    """
+
+    def innermost(axis: int, dim: str) -> bool:
+        return all(a <= axis for a in layout.cuts(dim))
+
+    def can_cut(axis: int, dim: str, size: int) -> bool:
+        parts = layout.parts(dim, mesh) * mesh.sizes[axis]
+        return innermost(axis, dim) and size % parts == 0
+
+    found: list[Move] = []
+    for axis, place in enumerate(layout.axes):
+        if mesh.sizes[axis] == 1:
+            continue
+
+        def move(kind: str, target: Placement, axis: int = axis) -> None:
+            found.append(Move(kind, axis, layout, layout.replace(axis, target)))
+
+        targets = [d.name for d in type.dims if d.name != place and can_cut(axis, d.name, d.size)]
+        if place is None:
+            for dim in targets:
+                move("slice", dim)
+        elif isinstance(place, Partial):
+            move("all_reduce", None)
+            if place.op == "sum":
+                for dim in targets:
+                    move("reduce_scatter", dim)
+        elif innermost(axis, place):
+            move("all_gather", None)
+            for dim in targets:
+                move("all_to_all", dim)
+    return found
+
+
+def layouts(type: TensorType, mesh: Mesh, partial: bool = False) -> Iterator[Layout]:
+    """Every legal layout of a tensor; with ``partial``, those with partial sums too."""
+    options: list[list[Placement]] = []
+    for size in mesh.sizes:
+        cuts: list[Placement] = [] if size == 1 else list(type.names)
+        options.append([None, *cuts, *([SUM] if partial and size > 1 else [])])
+    for axes in itertools.product(*options):
+        layout = Layout(axes)
+        if all(d.size % layout.parts(d.name, mesh) == 0 for d in type.dims):
+            yield layout
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """Layouts of a region's arguments and outputs, by position."""
+
+    args: tuple[Layout, ...]
+    outputs: tuple[Layout, ...]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A layout decision for a whole program.
+
+    strategies: one per op that is not a repeat, nested ones included.
+    boundaries: one per region, the program's body included. Of a repeat, operand i lies as
+    argument i of its region and result i as output i; a carried value lies the same in all four
+    places; the repeat's dim is not cut. An argument is never partial; a stacked output may be.
+    moves: per value, the moves that the solver pays for; None lets each be a shortest path.
+    """
+
+    strategies: dict[Op, Strategy]
+    boundaries: dict[Region, Boundary]
+    moves: dict[object, frozenset[tuple[Layout, Layout]]] | None = None

@@ -1,0 +1,1 @@
+"""Explicit collectives: apply an assignment, verify it, run it on virtual devices."""
