@@ -1,0 +1,408 @@
+"""Reads optimised HLO text: what a compiled program does on one device, counted.
+
+``read_hlo`` takes the text that ``compiled.as_text()`` prints (TPU, GPU or CPU) and gives each
+executed collective operand, the matrix products with their FLOPs, and the TPU scheduler's cycle
+estimate, all multiplied by loop trip counts. Only text is read: JAX is not imported.
+docs/compiler-behaviour.md tells what the compiler does to a program on the way here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from neocc.lower.hlo_flops import convolution_flops, dot_flops, library_flops
+from neocc.lower.hlo_loops import Constants
+from neocc.lower.hlo_text import (
+    Array,
+    Computation,
+    HloError,
+    Instruction,
+    Module,
+    arrays,
+    elements,
+    parse_groups,
+    parse_module,
+)
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+    "collective-broadcast",
+)
+_SKIP = frozenset(("parameter", "constant", "get-tuple-element", "tuple", "bitcast"))
+_PRIMITIVE = re.compile(
+    r"(all_gather|reduce_scatter|psum_scatter|psum|pmax|pmin|all_to_all|ppermute)(?:_invariant)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """One operand of one collective instruction, as executed by one device.
+
+    Shapes are logical (no tiling, no layout). Bytes are ``prod(shape) * itemsize``. A compiler
+    that combines several collectives makes one instruction with several operands: they share
+    ``instruction``, ``operand_count`` is their number and ``operand_index`` tells them apart.
+    """
+
+    kind: str
+    instruction: str
+    computation: str
+    dtype: str
+    operand_shape: tuple[int, ...]
+    result_shape: tuple[int, ...]
+    operand_bytes: int
+    result_bytes: int
+    groups: tuple[tuple[int, ...], ...]
+    """Replica groups, each ordered; for a permute its (source, target) pairs. Ids are positions in
+    the jit's device assignment, i.e. in the mesh's devices flattened in order, not chip ids."""
+    reduction: str | None
+    """``add``, ``maximum``, ``minimum``, ``and``, ``or``, ``multiply``; None if nothing is reduced."""
+    trip_count: int
+    """Executions in one call of the program: product of the enclosing loops' trip counts."""
+    op_name: str
+    """The ``op_name`` metadata; empty where the compiler dropped it."""
+    written_as: str | None
+    """The JAX primitive it was written as (``reduce_scatter`` for an all-reduce that the compiler
+    made of one); None for a collective that the compiler added of its own."""
+    fused: bool
+    """Inside a fusion: on TPU the fused all-reduce + slice is read as ``reduce-scatter``."""
+    conditional: bool
+    """Inside a branch that need not be taken; counted as if it is."""
+    operand_index: int = 0
+    operand_count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MatMul:
+    """A ``dot``, ``convolution`` or library matrix product. ``flops`` is 2*M*N*K of one execution,
+    on one device, padding not counted."""
+
+    instruction: str
+    computation: str
+    dtype: str
+    flops: int
+    trip_count: int
+    op_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """A ``while``: ``trip_count`` is None where the text does not tell it."""
+
+    instruction: str
+    body: str
+    trip_count: int | None
+    executions: int
+    """How often the loop itself is entered (product of the enclosing trip counts)."""
+
+
+@dataclass(frozen=True)
+class HloFacts:
+    """What one device executes in one call of the program.
+
+    Where a loop's trip count is unknown its body is counted once; ``unknown_loops`` names it.
+    """
+
+    module: str
+    devices: int
+    collectives: tuple[Collective, ...]
+    matmuls: tuple[MatMul, ...]
+    loops: tuple[Loop, ...]
+    estimated_cycles: int
+    """Sum of the TPU compiler's ``estimated_cycles``, times trip counts; 0 on other backends.
+    Collectives carry no estimate and are not in it."""
+
+    @cached_property
+    def unknown_loops(self) -> tuple[str, ...]:
+        return tuple(loop.instruction for loop in self.loops if loop.trip_count is None)
+
+    @cached_property
+    def flops(self) -> int:
+        """FLOPs of all matrix products, times trip counts."""
+        return sum(m.flops * m.trip_count for m in self.matmuls)
+
+    @cached_property
+    def flops_by_op_name(self) -> Mapping[str, int]:
+        """FLOPs of the matrix products, times trip counts, by ``op_name`` metadata."""
+        total: dict[str, int] = defaultdict(int)
+        for m in self.matmuls:
+            total[m.op_name] += m.flops * m.trip_count
+        return dict(total)
+
+
+def read_hlo(text: str) -> HloFacts:
+    """Reads optimised HLO text.
+
+    Raises:
+        HloError: the text is not an HLO module, or holds a collective in a form unknown here (an
+            audit must not overlook one).
+    """
+    module = parse_module(text)
+    walk = _Walk(module)
+    walk.visit(module.computations[module.entry], 1, fused=False, conditional=False)
+    return HloFacts(
+        module=module.name,
+        devices=module.devices,
+        collectives=tuple(walk.collectives),
+        matmuls=tuple(walk.matmuls),
+        loops=tuple(walk.loops),
+        estimated_cycles=walk.cycles,
+    )
+
+
+class _Walk:
+    """Follows the calls from the entry computation and keeps what it meets."""
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self.constants = Constants(module)
+        self.collectives: list[Collective] = []
+        self.matmuls: list[MatMul] = []
+        self.loops: list[Loop] = []
+        self.cycles = 0
+
+    def visit(self, comp: Computation, times: int, fused: bool, conditional: bool) -> None:
+        """Counts ``comp`` executed ``times`` times."""
+        for inst in comp.instructions:
+            op = inst.opcode
+            if op in _SKIP:
+                continue
+            if not fused and (cycles := inst.estimated_cycles):
+                self.cycles += cycles * times
+            kind = _collective_kind(op)
+            if kind is not None:
+                self.collectives += self._collective(kind, comp, inst, times, fused, conditional)
+            elif op in ("dot", "convolution"):
+                flops = dot_flops(comp, inst) if op == "dot" else convolution_flops(comp, inst)
+                self._matmul(comp, inst, flops, times)
+            elif op == "custom-call" and (flops := library_flops(comp, inst)) is not None:
+                self._matmul(comp, inst, flops, times)
+            elif op == "while":
+                self._loop(comp, inst, times, conditional)
+            elif op == "conditional":
+                for callee in inst.called("branch_computations", "true_computation", "false_computation"):
+                    self.visit(self.module.computations[callee], times, fused, True)
+            elif op in ("fusion", "async-start", "call", "custom-call"):
+                for callee in inst.called("calls", "to_apply", "called_computations"):
+                    inner = self.module.computations[callee]
+                    if op == "fusion" and (whole := self._scatter_fusion(comp, inst, inner, times, conditional)):
+                        self.collectives.append(whole)
+                    else:
+                        self.visit(inner, times, fused or op == "fusion", conditional)
+
+    def _matmul(self, comp: Computation, inst: Instruction, flops: int, times: int) -> None:
+        dtype = arrays(comp.shape(inst.operands[0]))[0].dtype
+        self.matmuls.append(MatMul(inst.name, comp.name, dtype, flops, times, inst.op_name))
+
+    def _loop(self, comp: Computation, inst: Instruction, times: int, conditional: bool) -> None:
+        (body,), (condition,) = inst.called("body"), inst.called("condition")
+        trips = self.constants.trip_count(comp, inst)
+        self.loops.append(Loop(inst.name, body, trips, times))
+        trips = 1 if trips is None else trips
+        self.visit(self.module.computations[body], times * trips, False, conditional)
+        self.visit(self.module.computations[condition], times * (trips + 1), False, conditional)
+
+    def _collective(
+        self, kind: str, comp: Computation, inst: Instruction, times: int, fused: bool, cond: bool
+    ) -> Iterator[Collective]:
+        operands = [arrays(comp.shape(name))[0] for name in inst.operands]
+        results = _results(inst)
+        if kind == "all-to-all" and len(operands) > 1 and inst.attribute("dimensions") is None:
+            # One piece per peer: a single exchange whose pieces are operands.
+            operands = [Array(operands[0].dtype, (len(operands), *operands[0].shape))]
+            results = operands
+        if len(operands) != len(results):
+            raise HloError(
+                f"collective {inst.name!r} has {len(operands)} operands but {len(results)} results;"
+                " this form is not known here"
+            )
+        groups, reducer = self._groups(inst), self._reducer(inst)
+        for i, (operand, result) in enumerate(zip(operands, results, strict=True)):
+            op_name = inst.op_name
+            if not op_name and len(operands) > 1:
+                op_name = _element_op_name(comp, inst.name, i)
+            yield Collective(
+                kind=kind,
+                instruction=inst.name,
+                computation=comp.name,
+                dtype=operand.dtype,
+                operand_shape=operand.shape,
+                result_shape=result.shape,
+                operand_bytes=operand.nbytes,
+                result_bytes=result.nbytes,
+                groups=groups,
+                reduction=reducer.root.opcode if reducer else None,
+                trip_count=times,
+                op_name=op_name,
+                written_as=_primitive(op_name, reducer),
+                fused=fused,
+                conditional=cond,
+                operand_index=i,
+                operand_count=len(operands),
+            )
+
+    def _scatter_fusion(
+        self, comp: Computation, inst: Instruction, inner: Computation, times: int, cond: bool
+    ) -> Collective | None:
+        """Reads a TPU fusion "all-reduce, then my slice of it" as the reduce-scatter it executes.
+
+        The emitter sends only what a reduce-scatter sends. It may pad the scattered dim so that
+        the pieces are whole tiles; ``result_shape`` is the logical one, and the compiler then adds
+        a collective-permute that shifts the uneven pieces into place.
+        """
+        if inner.root.opcode != "dynamic-slice":
+            return None
+        reduce = _through(inner, inner.root.operands[0], ("bitcast", "copy", "convert", "reshape"))
+        if reduce.opcode != "all-reduce" or len(reduce.operands) != 1:
+            return None
+        source = _through(inner, reduce.operands[0], ("pad",))
+        (collective,) = self._collective("reduce-scatter", inner, reduce, times, True, cond)
+        operand, sliced = source.arrays[0], inner.root.arrays[0]
+        if source.name != reduce.operands[0]:
+            width = len(collective.groups[0])
+            whole = reduce.arrays[0].shape
+            sliced = Array(
+                operand.dtype,
+                tuple(
+                    n // width if big != small else n
+                    for n, big, small in zip(operand.shape, whole, sliced.shape, strict=True)
+                ),
+            )
+        op_name = inst.op_name or collective.op_name
+        return replace(
+            collective,
+            instruction=inst.name,
+            computation=comp.name,
+            operand_shape=operand.shape,
+            result_shape=sliced.shape,
+            operand_bytes=operand.nbytes,
+            result_bytes=sliced.nbytes,
+            op_name=op_name,
+        )
+
+    def _groups(self, inst: Instruction) -> tuple[tuple[int, ...], ...]:
+        text = inst.attribute("source_target_pairs") or inst.attribute("replica_groups")
+        if text is None:
+            raise HloError(f"collective {inst.name!r} names no replica groups")
+        return parse_groups(text, self.module.devices)
+
+    def _reducer(self, inst: Instruction) -> Computation | None:
+        names = inst.called("to_apply")
+        return self.module.computations[names[0]] if names else None
+
+
+def _collective_kind(opcode: str) -> str | None:
+    """The kind of a collective that starts here; its ``-done`` half is not a second one."""
+    name = opcode.removesuffix("-start")
+    return name if name in KINDS else None
+
+
+def _results(inst: Instruction) -> list[Array]:
+    """The arrays a collective gives, whichever tuple its asynchronous form wraps them in."""
+    if not inst.opcode.endswith("-start") or inst.opcode == "all-reduce-start":
+        return list(inst.arrays)
+    return list(arrays(elements(inst.shape)[1]))  # (operands, results, context...)
+
+
+def _through(comp: Computation, name: str, opcodes: tuple[str, ...]) -> Instruction:
+    """The instruction behind a chain of these opcodes."""
+    inst = comp.by_name[name]
+    while inst.opcode in opcodes:
+        inst = comp.by_name[inst.operands[0]]
+    return inst
+
+
+def _element_op_name(comp: Computation, name: str, index: int) -> str:
+    """The metadata of a combined collective's result ``index``, kept where it is taken out."""
+    for inst in comp.instructions:
+        if inst.opcode == "get-tuple-element" and inst.operands[0] == name:
+            if inst.integers("index") == (index,):
+                return inst.op_name
+    return ""
+
+
+def _primitive(op_name: str, reducer: Computation | None) -> str | None:
+    """The JAX primitive in the metadata, or else in the reducer's: XLA keeps that one when it
+    rewrites the instruction."""
+    names = [op_name]
+    if reducer is not None:
+        names += [inst.op_name for inst in reducer.instructions if inst.opcode == "parameter"]
+        names += [inst.name for inst in reducer.instructions if inst.opcode == "parameter"]
+    for name in names:
+        if found := _PRIMITIVE.findall(name.rsplit("/", 1)[-1]):
+            return found[-1]
+    return None
+
+
+def axes_of(
+    groups: tuple[tuple[int, ...], ...],
+    mesh_sizes: tuple[int, ...],
+    device_ids: tuple[int, ...] | None = None,
+) -> tuple[int, ...] | None:
+    """The mesh axes that replica groups vary over.
+
+    Args:
+        groups: the ids of each group.
+        mesh_sizes: sizes of the mesh axes, first axis slowest.
+        device_ids: the id at each flattened mesh position. In an SPMD program ids *are* positions
+            (whatever the physical order of the chips), which None stands for.
+
+    Returns:
+        Ascending axis numbers, ``()`` for groups of one; None if no set of axes gives just these
+        groups.
+    """
+    where = _coordinates(groups, mesh_sizes, device_ids)
+    if where is None or len(where) != math.prod(mesh_sizes):
+        return None
+    axes = _varying(groups, where, len(mesh_sizes))
+    # Disjoint groups as wide as their axes' positions are all of these positions.
+    width = math.prod(mesh_sizes[axis] for axis in axes)
+    if any(len(set(group)) != width for group in groups) or sum(map(len, groups)) != len(where):
+        return None
+    return axes
+
+
+def axes_of_pairs(
+    pairs: tuple[tuple[int, ...], ...],
+    mesh_sizes: tuple[int, ...],
+    device_ids: tuple[int, ...] | None = None,
+) -> tuple[int, ...] | None:
+    """The mesh axes along which any (source, target) pair of a permute differs; as ``axes_of``."""
+    where = _coordinates(pairs, mesh_sizes, device_ids)
+    return None if where is None else _varying(pairs, where, len(mesh_sizes))
+
+
+def _coordinates(
+    groups: tuple[tuple[int, ...], ...],
+    mesh_sizes: tuple[int, ...],
+    device_ids: tuple[int, ...] | None,
+) -> dict[int, list[int]] | None:
+    ids = range(math.prod(mesh_sizes)) if device_ids is None else device_ids
+    position = {device: i for i, device in enumerate(ids)}
+    members = {d for group in groups for d in group}
+    if any(d not in position for d in members):
+        return None
+    order = sorted(members)
+    coords = np.stack(np.unravel_index([position[d] for d in order], mesh_sizes), axis=1)
+    return dict(zip(order, coords.tolist(), strict=True))
+
+
+def _varying(
+    groups: tuple[tuple[int, ...], ...], where: Mapping[int, list[int]], rank: int
+) -> tuple[int, ...]:
+    return tuple(
+        axis
+        for axis in range(rank)
+        if any(where[d][axis] != where[group[0]][axis] for group in groups for d in group)
+    )
