@@ -58,7 +58,7 @@ class Context:
         local, offset = self.block(name, size)
         xp = self.xp
         ids = xp.arange(local, dtype=xp.int32)
-        ids = ids.reshape((1,) * axis + (local,) + (1,) * (rank - axis - 1))
+        ids = ids.reshape((1,) * (self.lead + axis) + (local,) + (1,) * (rank - axis - 1))
         return self.expand(offset, rank) + ids
 
     def expand(self, offset: Any, rank: int) -> Any:
