@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from neocc.ir.ops import contraction, control, index, pointwise, random, shape
+from neocc.ir.ops import collective, contraction, control, index, pointwise, random, shape
 from neocc.ir.ops.base import Context, Iter, OpDef, Space
+from neocc.ir.ops.collective import COLLECTIVES
 from neocc.ir.ops.control import repeat_types
 from neocc.ir.ops.pointwise import ELEMENTWISE
 
@@ -14,6 +15,16 @@ OPS: dict[str, OpDef] = {
     **index.DEFS,
     **random.DEFS,
     **control.DEFS,
+    **collective.DEFS,
 }
 
-__all__ = ["ELEMENTWISE", "OPS", "Context", "Iter", "OpDef", "Space", "repeat_types"]
+__all__ = [
+    "COLLECTIVES",
+    "ELEMENTWISE",
+    "OPS",
+    "Context",
+    "Iter",
+    "OpDef",
+    "Space",
+    "repeat_types",
+]

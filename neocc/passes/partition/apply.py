@@ -1,0 +1,144 @@
+"""Make a layout assignment explicit: a program whose every reshard is an op."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from neocc.ir.errors import LayoutError, Loc
+from neocc.ir.mesh import Layout, Mesh, Partial
+from neocc.ir.ops import COLLECTIVES
+from neocc.ir.program import Op, Program, Region, Value
+from neocc.passes.layout.algebra import Assignment, Boundary, Move, op_layouts
+from neocc.passes.partition.reshard import Cost, reshard_tree, sent_bytes
+
+
+@dataclass(frozen=True)
+class Partitioned:
+    """A program with every collective explicit.
+
+    Every value's type has a layout. Every op has ``attrs["id"]``, an int unique in the program;
+    every op that is neither a collective nor a repeat has ``attrs["strategy"]``.
+    """
+
+    program: Program
+    mesh: Mesh
+
+    def collectives(self) -> Iterator[tuple[Op, int]]:
+        """Every collective and local slice with the times that one run executes it."""
+        return counted(self.program.body, 1)
+
+
+def counted(region: Region, times: int) -> Iterator[tuple[Op, int]]:
+    for op in region.ops:
+        if op.kind in COLLECTIVES:
+            yield op, times
+        for inner in op.regions:
+            yield from counted(inner, times * op.attrs["dim"].size)
+
+
+def apply(
+    program: Program, mesh: Mesh, assignment: Assignment, cost: Cost | None = None
+) -> Partitioned:
+    """The partitioned program that an assignment describes.
+
+    A value made as its consumer wants it gets no op; else a tree of moves shared by all its
+    consumers, each move right before its first use. ``cost`` chooses among paths (default:
+    bytes sent).
+
+    Raises:
+        LayoutError: an op or region has no decision, or a wanted layout cannot be reached.
+    """
+    ids = itertools.count()
+    body = Partitioner(mesh, assignment, cost or sent_bytes(mesh), ids).region(program.body)
+    return Partitioned(Program(program.name, program.inputs, program.outputs, body), mesh)
+
+
+def move_op(move: Move, value: Value, mesh: Mesh, id: int, loc: Loc | None) -> Op:
+    """The IR op of one move."""
+    attrs: dict[str, object] = {"axis": mesh.names[move.axis]}
+    if move.dim is not None:
+        attrs["dim"] = move.dim
+    if move.to is not None:
+        attrs["to"] = move.to
+    place = move.source.axes[move.axis]
+    if isinstance(place, Partial):
+        attrs["reduction"] = place.op
+    kind = "local_slice" if move.kind == "slice" else move.kind
+    result = Value(value.type.with_layout(move.target), value.name)
+    return Op(kind, (value,), (result,), {**attrs, "id": id}, loc=loc)
+
+
+class Partitioner:
+    """Rewrites regions; ``ids`` numbers the ops in order of execution."""
+
+    def __init__(self, mesh: Mesh, assignment: Assignment, cost: Cost, ids: Iterator[int]):
+        self.mesh = mesh
+        self.assignment = assignment
+        self.cost = cost
+        self.ids = ids
+
+    def operand_layouts(self, op: Op) -> tuple[Layout, ...]:
+        if op.kind == "repeat":
+            return self.boundary(op.regions[0]).args
+        return self.strategy_layouts(op)[0]
+
+    def result_layouts(self, op: Op) -> tuple[Layout, ...]:
+        if op.kind == "repeat":
+            return self.boundary(op.regions[0]).outputs
+        return self.strategy_layouts(op)[1]
+
+    def strategy_layouts(self, op: Op) -> tuple[tuple[Layout, ...], tuple[Layout, ...]]:
+        if op not in self.assignment.strategies:
+            raise LayoutError(f"the assignment has no strategy for {op!r}", op.loc)
+        return op_layouts(op, self.assignment.strategies[op])
+
+    def boundary(self, region: Region) -> Boundary:
+        if region not in self.assignment.boundaries:
+            raise LayoutError("the assignment has no boundary for a region of the program")
+        return self.assignment.boundaries[region]
+
+    def region(self, region: Region) -> Region:
+        boundary = self.boundary(region)
+        wants: dict[Value, dict[Layout, None]] = {}  # in order of use, each layout once
+        for op in region.ops:
+            for value, layout in zip(op.operands, self.operand_layouts(op), strict=True):
+                wants.setdefault(value, {})[layout] = None
+        for value, layout in zip(region.outputs, boundary.outputs, strict=True):
+            wants.setdefault(value, {})[layout] = None
+
+        ops: list[Op] = []
+        placed: dict[tuple[Value, Layout], Value] = {}  # what has been materialised
+        trees: dict[Value, dict[Layout, Move]] = {}
+
+        def define(value: Value, layout: Layout) -> Value:
+            new = placed[value, layout] = Value(value.type.with_layout(layout), value.name)
+            allowed = None if self.assignment.moves is None else self.assignment.moves.get(value)
+            trees[value] = reshard_tree(
+                value.type, layout, wants.get(value, ()), self.mesh, self.cost, allowed
+            )
+            return new
+
+        def use(value: Value, layout: Layout, loc: Loc | None) -> Value:
+            if (value, layout) not in placed:
+                move = trees[value][layout]
+                op = move_op(move, use(value, move.source, loc), self.mesh, next(self.ids), loc)
+                ops.append(op)
+                placed[value, layout] = op.result
+            return placed[value, layout]
+
+        args = [define(v, w) for v, w in zip(region.args, boundary.args, strict=True)]
+        for op in region.ops:
+            wanted = zip(op.operands, self.operand_layouts(op), strict=True)
+            operands = [use(v, w, op.loc) for v, w in wanted]
+            attrs = {**op.attrs, "id": next(self.ids)}
+            if op.kind != "repeat":
+                attrs["strategy"] = self.assignment.strategies[op]
+            regions = [self.region(inner) for inner in op.regions]
+            made = zip(op.results, self.result_layouts(op), strict=True)
+            results = [define(v, w) for v, w in made]
+            ops.append(Op(op.kind, operands, results, attrs, regions, op.loc))
+        ends = zip(region.outputs, boundary.outputs, strict=True)
+        outputs = [use(v, w, None) for v, w in ends]
+        return Region(tuple(args), tuple(ops), tuple(outputs))
