@@ -14,9 +14,9 @@ from neocc.ir.program import Input, Op, Program, Region, Value
 from neocc.ir.types import Dim, TensorType
 
 Scalar = int | float | bool
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 INTERNAL = tuple(
-    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), folder) + os.sep
-    for folder in ("ir", "passes")
+    os.path.join(PACKAGE, part) for part in (f"ir{os.sep}", f"passes{os.sep}", "nn.py", "optim.py")
 )
 
 
@@ -310,9 +310,7 @@ def random(
     seed: Tensor, dims: Sequence[Dim], salt: int, distribution: str = "uniform", dtype: str = "f32"
 ) -> Tensor:
     """Uniform on [0, 1) or standard normal; the same for one seed and salt on every layout."""
-    return emit(
-        "random", seed, dims=tuple(dims), salt=salt, distribution=distribution, dtype=dtype
-    )
+    return emit("random", seed, dims=tuple(dims), salt=salt, distribution=distribution, dtype=dtype)
 
 
 Tree = Any  # a Tensor, or a dict, list or tuple of trees
