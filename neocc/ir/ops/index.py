@@ -25,6 +25,7 @@ def infer_gather(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorTyp
     rest = table.without([table.dim(attrs["dim"]).name])
     both = set(rest.names) & set(ids.names)
     need(not both, f"gather: dim {', '.join(both)} is in the table and in the ids; rename one")
+    need(not ids.has(attrs["dim"]), f"gather: the ids have the dim {attrs['dim']!r}; rename it")
     return (TensorType((*ids.dims, *rest.dims), table.dtype),)
 
 
@@ -69,6 +70,9 @@ def infer_scatter_add(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[Tens
     need(ids.dtype == "i32", f"scatter_add's ids are {ids.dtype}, not i32")
     for d in ids.dims:
         need(d in updates.dims, f"scatter_add: the updates lack the ids' dim {d}")
+    need(
+        not ids.has(attrs["dim"].name), f"scatter_add: the ids have the dim {attrs['dim']}; rename"
+    )
     return (TensorType((attrs["dim"], *updates.without(ids.names).dims), updates.dtype),)
 
 
@@ -95,7 +99,7 @@ def evaluate_scatter_add(op: Op, args: list[Any], ctx: Context) -> list[Any]:
     updates = xp.where(mask, updates, xp.zeros((), updates.dtype))
     at = xp.broadcast_to(at, (*shape, *at.shape[lead:])).reshape(devices, -1)
     out = xp.zeros((devices * local, *tail), updates.dtype)
-    if at.size and local:
+    if updates.size and local:
         rows = (at + local * xp.arange(devices, dtype=at.dtype)[:, None]).reshape(-1)
         flat = updates.reshape((-1, *tail))
         if xp.__name__ == "numpy":
