@@ -11,7 +11,7 @@ from neocc.ir.mesh import Layout, Mesh, Partial
 from neocc.ir.ops import COLLECTIVES
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.passes.layout.algebra import Assignment, Boundary, Move, op_layouts
-from neocc.passes.partition.reshard import Cost, reshard_tree, sent_bytes
+from neocc.passes.partition.reshard import Arcs, Cost, arcs, reshard_tree, sent_bytes
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def apply(
         LayoutError: an op or region has no decision, or a wanted layout cannot be reached.
     """
     ids = itertools.count()
-    body = Partitioner(mesh, assignment, cost or sent_bytes(mesh), ids).region(program.body)
+    body = Partitioner(mesh, assignment, arcs(mesh, cost or sent_bytes(mesh)), ids).region(program.body)
     return Partitioned(Program(program.name, program.inputs, program.outputs, body), mesh)
 
 
@@ -73,10 +73,10 @@ def move_op(move: Move, value: Value, mesh: Mesh, id: int, loc: Loc | None) -> O
 class Partitioner:
     """Rewrites regions; ``ids`` numbers the ops in order of execution."""
 
-    def __init__(self, mesh: Mesh, assignment: Assignment, cost: Cost, ids: Iterator[int]):
+    def __init__(self, mesh: Mesh, assignment: Assignment, arcs: Arcs, ids: Iterator[int]):
         self.mesh = mesh
         self.assignment = assignment
-        self.cost = cost
+        self.arcs = arcs
         self.ids = ids
 
     def operand_layouts(self, op: Op) -> tuple[Layout, ...]:
@@ -116,7 +116,7 @@ class Partitioner:
             new = placed[value, layout] = Value(value.type.with_layout(layout), value.name)
             allowed = None if self.assignment.moves is None else self.assignment.moves.get(value)
             trees[value] = reshard_tree(
-                value.type, layout, wants.get(value, ()), self.mesh, self.cost, allowed
+                value.type, layout, wants.get(value, ()), self.arcs, allowed
             )
             return new
 

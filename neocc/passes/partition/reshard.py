@@ -5,6 +5,7 @@ The moves form a tree that shares what it can: q, k and v read one gather.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from neocc.ir.types import TensorType
 from neocc.passes.layout.algebra import Move, moves
 
 Cost = Callable[[Move, TensorType], float]
+Arcs = Callable[[Layout, TensorType], list[tuple[float, Move]]]
 Allowed = frozenset[tuple[Layout, Layout]]
 
 
@@ -36,12 +38,21 @@ def sent_bytes(mesh: Mesh) -> Cost:
     return cost
 
 
+def arcs(mesh: Mesh, cost: Cost) -> Arcs:
+    """Every move out of a layout of a type, with its cost; each asked for once."""
+
+    @functools.cache
+    def out_of(layout: Layout, type: TensorType) -> list[tuple[float, Move]]:
+        return [(cost(move, type), move) for move in moves(layout, type, mesh)]
+
+    return out_of
+
+
 def reshard_tree(
     type: TensorType,
     made: Layout,
     wanted: Iterable[Layout],
-    mesh: Mesh,
-    cost: Cost,
+    arcs: Arcs,
     allowed: Allowed | None = None,
 ) -> dict[Layout, Move]:
     """The move that makes each layout reached, the ``made`` one excepted.
@@ -57,7 +68,7 @@ def reshard_tree(
     tree: dict[Layout, Move] = {}
     missing = set(wanted) - {made}
     while missing:
-        path = shortest(type, [made, *tree], missing, mesh, cost, allowed)
+        path = shortest(type, [made, *tree], missing, arcs, allowed)
         if path is None:
             names = ", ".join(sorted(map(str, missing)))
             raise LayoutError(f"no moves lead from {type.with_layout(made)} to {names}")
@@ -71,8 +82,7 @@ def shortest(
     type: TensorType,
     sources: list[Layout],
     targets: set[Layout],
-    mesh: Mesh,
-    cost: Cost,
+    arcs: Arcs,
     allowed: Allowed | None,
 ) -> list[Move] | None:
     """Cheapest path from any source to the nearest target (Dijkstra); None if there is none."""
@@ -90,10 +100,10 @@ def shortest(
                 path.append(into[layout])
                 layout = path[-1].source
             return path[::-1]
-        for move in moves(layout, type, mesh):
+        for length, move in arcs(layout, type):
             if allowed is not None and (move.source, move.target) not in allowed:
                 continue
-            length = far + cost(move, type)
+            length += far
             if length < best.get(move.target, float("inf")):
                 best[move.target], into[move.target] = length, move
                 heapq.heappush(queue, (length, next(order), move.target))

@@ -1,4 +1,4 @@
-"""Prove that a partitioned program is one: layouts obey the rules, the meaning is the original's."""
+"""Prove a partitioned program: its layouts obey the rules and its meaning is the original's."""
 
 from __future__ import annotations
 

@@ -1,0 +1,267 @@
+"""Lower a partitioned program to JAX: one function under ``shard_map``, every collective explicit.
+
+Each op runs under the named scope ``neocc.<kind>.<id>`` with the id of the partitioned program,
+so that the ``op_name`` of an HLO instruction names the line of the plan that it comes from.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from neocc.ir.errors import IRError, LayoutError
+from neocc.ir.mesh import Mesh, Partial
+from neocc.ir.ops import COLLECTIVES, OPS, Context
+from neocc.ir.program import Op, Region, Value
+from neocc.ir.types import DTYPES, TensorType
+from neocc.passes.layout.algebra import Strategy
+from neocc.passes.partition import Partitioned
+
+REDUCE = {"sum": lax.psum, "max": lax.pmax, "min": lax.pmin}
+
+
+def jax_mesh(mesh: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """A JAX mesh of the same axes over ``devices`` in order (default: the first of this process);
+    a topology's deviceless ones do.
+
+    Raises:
+        LayoutError: there are too few devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if len(devices) < mesh.size:
+        raise LayoutError(f"mesh {mesh} needs {mesh.size} devices; there are {len(devices)}")
+    return jax.sharding.Mesh(np.array(devices[: mesh.size]).reshape(mesh.sizes), mesh.names)
+
+
+def partition_spec(type: TensorType, mesh: Mesh) -> PartitionSpec:
+    """A whole (not partial) layout in JAX's form: per dim the axes that cut it, outermost first."""
+    layout = type.layout
+    if layout is None or any(isinstance(p, Partial) for p in layout.axes):
+        raise LayoutError(f"{type} is not laid out whole; a program's edges must be")
+    cuts = (tuple(mesh.names[i] for i in layout.cuts(name)) for name in type.names)
+    return PartitionSpec(*(c[0] if len(c) == 1 else c or None for c in cuts))
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A partitioned program as a JAX function of its inputs, in order, to a tuple of outputs.
+
+    An input that an output replaces is donated.
+    """
+
+    partitioned: Partitioned
+    mesh: jax.sharding.Mesh
+    function: Any  # jax.jit(...), with shardings and donation
+
+    @property
+    def in_shardings(self) -> tuple[NamedSharding, ...]:
+        return shardings(self.partitioned, self.mesh, self.partitioned.program.body.args)
+
+    @property
+    def out_shardings(self) -> tuple[NamedSharding, ...]:
+        return shardings(self.partitioned, self.mesh, self.partitioned.program.body.outputs)
+
+    def shape_structs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes, dtypes and shardings of the inputs: enough to lower with no arrays."""
+        values = self.partitioned.program.body.args
+        return tuple(
+            jax.ShapeDtypeStruct(v.type.shape, DTYPES[v.type.dtype], sharding=s)
+            for v, s in zip(values, self.in_shardings, strict=True)
+        )
+
+    @functools.cached_property
+    def stage(self) -> jax.stages.Lowered:
+        return self.function.lower(*self.shape_structs())
+
+    def stablehlo(self) -> str:
+        return self.stage.as_text(debug_info=True)
+
+    def compile(self, options: Mapping[str, Any] | None = None) -> jax.stages.Compiled:
+        """Compiles for the mesh's devices, which need not be attached."""
+        return self.stage.compile(compiler_options=dict(options) if options else None)
+
+    def place(self, inputs: Mapping[str, Any]) -> tuple[jax.Array, ...]:
+        """Inputs by name as arrays on the mesh, in the program's order.
+
+        Raises:
+            IRError: one is missing, or has another shape or dtype.
+        """
+        arrays = []
+        program = self.partitioned.program
+        for (info, value), sharding in zip(program.named_inputs, self.in_shardings, strict=True):
+            if info.name not in inputs:
+                raise IRError(f"program {program.name!r} needs the input {info.name!r}")
+            array = inputs[info.name]
+            dtype = DTYPES[value.type.dtype]
+            if (np.shape(array), array.dtype) != (value.type.shape, dtype):
+                raise IRError(
+                    f"input {info.name!r} is {array.dtype}{list(np.shape(array))}; the program "
+                    f"takes {dtype}{list(value.type.shape)}"
+                )
+            arrays.append(jax.device_put(array, sharding))
+        return tuple(arrays)
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Outputs by name from inputs by name. Donated inputs that lie on the mesh already are
+        used up.
+
+        Raises:
+            IRError: an input does not fit, or one array is given for a donated input and another.
+        """
+        program = self.partitioned.program
+        arrays = self.place(inputs)
+        seen: dict[int, str] = {}
+        for info, array in zip(program.inputs, arrays, strict=True):
+            other = seen.setdefault(id(array), info.name)
+            if other != info.name and {other, info.name} & set(program.outputs):
+                raise IRError(
+                    f"inputs {other!r} and {info.name!r} are one array, which the program "
+                    "overwrites; copy it"
+                )
+        return dict(zip(program.outputs, self.function(*arrays), strict=True))
+
+
+def shardings(
+    partitioned: Partitioned, mesh: jax.sharding.Mesh, values: Sequence[Value]
+) -> tuple[NamedSharding, ...]:
+    return tuple(NamedSharding(mesh, partition_spec(v.type, partitioned.mesh)) for v in values)
+
+
+def lower(partitioned: Partitioned, mesh: jax.sharding.Mesh | None = None) -> Lowered:
+    """The program as a function under ``shard_map`` on ``mesh`` (default: this process's
+    devices).
+
+    Raises:
+        LayoutError: the JAX mesh is not of the program's axes and sizes.
+        IRError: the program computes in f64 and JAX's 64-bit mode is off.
+    """
+    program = partitioned.program
+    mesh = jax_mesh(partitioned.mesh) if mesh is None else mesh
+    if tuple(mesh.shape.items()) != partitioned.mesh.axes:
+        raise LayoutError(f"the program is for the mesh {partitioned.mesh}, not for {mesh}")
+    x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+    if any(v.type.dtype == "f64" for v in program.values()) and not x64:
+        raise IRError("the program computes in f64; set jax_enable_x64")
+
+    def body(*args: Any) -> tuple[Any, ...]:
+        return tuple(Device(partitioned.mesh).region(program.body, args))
+
+    replaced = tuple(i for i, x in enumerate(program.inputs) if x.name in program.outputs)
+    ins = shardings(partitioned, mesh, program.body.args)
+    outs = shardings(partitioned, mesh, program.body.outputs)
+    mapped = jax.shard_map(
+        body,
+        mesh=mesh,
+        in_specs=tuple(s.spec for s in ins),
+        out_specs=tuple(s.spec for s in outs),
+        check_vma=False,
+    )
+    mapped.__name__ = program.name  # the compiled module is called after it
+    function = jax.jit(mapped, in_shardings=ins, out_shardings=outs, donate_argnums=replaced)
+    return Lowered(partitioned, mesh, function)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What each device of the mesh runs; traced once for all of them."""
+
+    mesh: Mesh
+
+    def region(
+        self, region: Region, args: Sequence[Any], pin: frozenset[Op] = frozenset(), to: Any = None
+    ) -> list[Any]:
+        """Outputs of a region; the ops in ``pin`` run after the value ``to`` is there."""
+        env = dict(zip(region.args, args, strict=True))
+        for op in region.ops:
+            operands = [env[v] for v in op.operands]
+            with jax.named_scope(f"neocc.{op.kind}.{op.attrs['id']}"):
+                if op in pin:
+                    operands, _ = lax.optimization_barrier((operands, to))
+                env.update(zip(op.results, self.run(op, operands), strict=True))
+        return [env[v] for v in region.outputs]
+
+    def run(self, op: Op, operands: list[Any]) -> list[Any]:
+        if op.kind == "repeat":
+            return self.repeat(op, operands)
+        if op.kind in COLLECTIVES:
+            return [self.collective(op, operands[0])]
+        strategy: Strategy = op.attrs["strategy"]
+        ctx = Context(jnp, 0, lambda name, size: self.block(strategy, name, size))
+        return OPS[op.kind].evaluate(op, operands, ctx)
+
+    def block(self, strategy: Strategy, name: str, size: int) -> tuple[int, Any]:
+        """Local size and first global index (i32) of an iteration dim (see ``Context.block``)."""
+        axes = [i for i, choice in enumerate(strategy.axes) if choice == name]
+        local = size // math.prod(self.mesh.sizes[i] for i in axes)
+        number: Any = 0
+        for i in axes:
+            number = number * self.mesh.sizes[i] + lax.axis_index(self.mesh.names[i])
+        return local, number * local
+
+    def repeat(self, op: Op, operands: Sequence[Any]) -> list[Any]:
+        carries, stacked, dim = op.attrs["carries"], op.attrs["stacked"], op.attrs["dim"]
+        region = op.regions[0]
+        stacks = []
+        for v, x in zip(op.operands[carries:], operands[carries:][:stacked], strict=False):
+            stacks.append(jnp.moveaxis(x, v.type.names.index(dim.name), 0))
+        consts = operands[carries + stacked :]
+        pin = invariant_collectives(region, carries + stacked)
+        steps = jnp.arange(dim.size, dtype=jnp.int32) if pin else None
+
+        def body(carry: Any, slices: Any) -> Any:
+            step, xs = slices
+            out = self.region(region, [*carry, *xs, *consts], pin, step)
+            return tuple(out[:carries]), tuple(out[carries:])
+
+        carry, ys = lax.scan(
+            body,
+            tuple(operands[:carries]),
+            (steps, tuple(stacks)),
+            length=dim.size,
+            reverse=op.attrs["reverse"],
+        )
+        return [*carry, *ys]
+
+    def collective(self, op: Op, x: Any) -> Any:
+        type, attrs = op.operands[0].type, op.attrs
+        axis = attrs["axis"]
+        if op.kind == "all_reduce":
+            return REDUCE[attrs["reduction"]](x, axis)
+        at = type.names.index(attrs["dim"])
+        if op.kind == "all_gather":
+            return lax.all_gather(x, axis, axis=at, tiled=True)
+        if op.kind == "reduce_scatter":
+            return lax.psum_scatter(x, axis, scatter_dimension=at, tiled=True)
+        if op.kind == "all_to_all":
+            to = type.names.index(attrs["to"])
+            return lax.all_to_all(x, axis, split_axis=to, concat_axis=at, tiled=True)
+        local = x.shape[at] // self.mesh.sizes[self.mesh.index(axis)]
+        return lax.dynamic_slice_in_dim(x, lax.axis_index(axis) * local, local, at)
+
+
+def invariant_collectives(region: Region, variant: int) -> frozenset[Op]:
+    """Ops with communication that do the same in every step of a repeat, whose region's first
+    ``variant`` arguments alone change.
+
+    The plan says that they run in every step (a weight that all layers share, gathered at use).
+    XLA would hoist them and hold the result through the whole loop, so they are pinned to the
+    step's number.
+    """
+    same = set(region.args[variant:])
+    found = set()
+    for op in region.ops:
+        if same.issuperset(op.operands):
+            same.update(op.results)
+            inner = (o for r in op.regions for o in r.walk())
+            if any(o.kind in COLLECTIVES and o.kind != "local_slice" for o in (op, *inner)):
+                found.add(op)
+    return frozenset(found)
