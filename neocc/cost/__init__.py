@@ -1,0 +1,1 @@
+"""What a plan costs: hardware figures, links of a mesh, collectives, compute."""

@@ -1,0 +1,163 @@
+"""The accelerators that neocc knows: a checked-in table with its sources.
+
+A *device* is what JAX presents as one: a chip, except on TPU v3 and TPU7x, where it is half of one
+(``Chip.device`` says which). Every figure of a ``Chip`` is per device; the table in hardware.json
+is per chip, as the vendors publish it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+
+class HardwareError(ValueError):
+    """A chip, dtype or number of devices that the table cannot answer for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One way out of a device: nominal bytes/s in one direction, the fraction of it that large
+    transfers reach, and seconds a hop."""
+
+    bandwidth: float
+    efficiency: float
+    latency: float
+
+    @property
+    def rate(self) -> float:
+        """Bytes/s in one direction that a large transfer reaches."""
+        return self.bandwidth * self.efficiency
+
+    def shared_by(self, devices: int) -> Link:
+        return Link(self.bandwidth / devices, self.efficiency, self.latency)
+
+
+@dataclass(frozen=True, slots=True)
+class Torus:
+    """The wires between the chips of a TPU slice: one link each way along each axis.
+
+    ``wrap_rule`` says which axes close to rings: ``axis``, those whose size is a multiple of
+    ``wrap_multiple``; ``slice``, all of them where every size is one, else none.
+    """
+
+    max_shape: tuple[int, ...]  # chips, ascending
+    wrap_rule: Literal["axis", "slice"]
+    wrap_multiple: int
+    link: Link
+
+    def wraps(self, shape: tuple[int, ...]) -> tuple[bool, ...]:
+        """Which axes of a slice of ``shape`` chips close to rings."""
+        fits = tuple(size % self.wrap_multiple == 0 for size in shape)
+        return fits if self.wrap_rule == "axis" else (all(fits),) * len(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """A group of ``size`` devices in which each reaches each other at its link's full rate."""
+
+    size: int
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """One device of an accelerator. Rates are dense peaks; see ``sources`` and ``assumptions``."""
+
+    name: str
+    title: str
+    kind: Literal["tpu", "gpu"]
+    device: str  # what JAX presents as one device
+    devices_per_chip: int
+    peak_flops: Mapping[str, float] = field(hash=False)  # dtype of the operands -> FLOP/s
+    matmul_tile: tuple[int, int, int]  # steps of (m, n, k) that the matrix unit works in
+    matmul_efficiency: float  # fraction of the peak that a large product reaches
+    hbm_bytes: int  # usable: what the TPU compiler allows a program to hold
+    hbm_bandwidth: float  # bytes/s
+    hbm_efficiency: float  # fraction of it that a large fusion reaches
+    collective_overhead: float  # seconds to launch and to finish one collective
+    torus: Torus | None  # TPU: between chips
+    switch: Switch | None  # GPU: the NVLink domain; TPU with two devices a chip: that pair
+    network: Link  # beyond those: NIC of a GPU, data-centre network of a TPU
+    sources: tuple[str, ...]
+    assumptions: Mapping[str, str] = field(hash=False)  # field of the table -> why
+
+    def flops(self, dtype: str) -> float:
+        """Peak FLOP/s of a matrix product of operands of ``dtype`` (``bf16``, ``f32``, ...).
+
+        Raises:
+            HardwareError: the chip has no matrix rate for that dtype.
+        """
+        if dtype not in self.peak_flops:
+            raise HardwareError(
+                f"{self.name} has no matrix-product rate for {dtype!r}; it has "
+                f"{', '.join(self.peak_flops)}: cast the operands to one of these"
+            )
+        return self.peak_flops[dtype]
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return json.loads(resources.files("neocc.cost").joinpath("hardware.json").read_text("utf-8"))
+
+
+def chip_names() -> tuple[str, ...]:
+    """Names of the chips in the table, in its order."""
+    return tuple(_table()["chips"])
+
+
+@cache
+def chip(name: str) -> Chip:
+    """The chip called ``name`` (``v5p``, ``h100``; ``a100`` is the 80 GB one).
+
+    Raises:
+        HardwareError: no such chip; names the nearest ones and all that are known.
+    """
+    table = _table()
+    known = table["aliases"].get(name.lower(), name.lower())
+    if known not in table["chips"]:
+        near = difflib.get_close_matches(name.lower(), [*table["chips"], *table["aliases"]])
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise HardwareError(f"unknown chip {name!r}; {hint}known: {', '.join(table['chips'])}")
+    return _chip(known, table["chips"][known])
+
+
+def _chip(name: str, row: dict[str, Any]) -> Chip:
+    devices = row["devices_per_chip"]
+    torus = switch = None
+    if "torus" in row:
+        torus = Torus(
+            max_shape=tuple(row["torus"]["max_shape"]),
+            wrap_rule=row["torus"]["wrap"]["rule"],
+            wrap_multiple=row["torus"]["wrap"]["multiple"],
+            link=Link(**row["torus"]["link"]).shared_by(devices),
+        )
+    if "die" in row:
+        switch = Switch(row["die"]["size"], Link(**row["die"]["link"]))
+    if "nvlink" in row:
+        switch = Switch(row["nvlink"]["domain"], Link(**row["nvlink"]["link"]))
+    m, n, k = row["matmul_tile"]
+    return Chip(
+        name=name,
+        title=row["title"],
+        kind=row["kind"],
+        device=row["device"],
+        devices_per_chip=devices,
+        peak_flops={dtype: rate / devices for dtype, rate in row["peak_flops"].items()},
+        matmul_tile=(m, n, k),
+        matmul_efficiency=row["matmul_efficiency"],
+        hbm_bytes=int(row["hbm_bytes_per_device"]),
+        hbm_bandwidth=row["hbm_bandwidth"] / devices,
+        hbm_efficiency=row["hbm_efficiency"],
+        collective_overhead=row["collective_overhead"],
+        torus=torus,
+        switch=switch,
+        network=Link(**row["network"]).shared_by(devices),
+        sources=tuple(row["sources"]),
+        assumptions=row["assumptions"],
+    )
