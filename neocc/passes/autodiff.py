@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from neocc.ir.builder import Block, Tensor, close_repeat, cos, log, select, sin
+from neocc.ir.builder import Block, Graph, Tensor, close_repeat, cos, log, select, sin
 from neocc.ir.builder import gather as gather_rows
 from neocc.ir.builder import scatter_add as add_rows
 from neocc.ir.errors import IRError
-from neocc.ir.program import Op, Region, Value
+from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.types import Dim, TensorType
 
 Rule = Callable[[Op, Tensor, list[Tensor], Tensor], Tensor]  # op, gradient, operands, result
@@ -50,6 +50,31 @@ def gradients(loss: Tensor, wrt: Sequence[Tensor]) -> list[Tensor]:
     ops = list(block.ops)
     reverse(block, ops, dependents(ops, {t.value for t in wrt}), cotangents)
     return [found(cotangents, block, t.value) for t in wrt]
+
+
+def differentiate(program: Program, loss: str = "loss", wrt: Sequence[str] = ()) -> Program:
+    """``program`` with the gradient of its output ``loss`` by each input X of ``wrt`` (none
+    named: every parameter) as one more output ``d_X``.
+
+    Raises:
+        IRError: as ``gradients``; or there is no such input or output.
+    """
+    graph = Graph(program.name)
+    graph.inputs, graph.args = list(program.inputs), list(program.body.args)
+    graph.ops = list(program.body.ops)
+    names = list(wrt) or [i.name for i in program.inputs if i.role == "parameter"]
+    for name, known in [
+        (loss, program.outputs),
+        *((n, [i.name for i in program.inputs]) for n in names),
+    ]:
+        if name not in known:
+            raise IRError(f"program {program.name!r} has no {name!r}; it has {', '.join(known)}")
+    by = [Tensor(graph, program.input_value(n)) for n in names]
+    found = gradients(Tensor(graph, program.output_value(loss)), by)
+    outputs = {
+        n: Tensor(graph, v) for n, v in zip(program.outputs, program.body.outputs, strict=True)
+    }
+    return graph.build(outputs | {f"d_{n}": g for n, g in zip(names, found, strict=True)})
 
 
 def reverse(
