@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hypothesis import strategies as st
+
 from neocc.ir.mesh import Layout, Mesh, Partial
 from neocc.ir.program import Program, Region, Value
 from neocc.ir.types import TensorType
@@ -29,7 +31,7 @@ def reachable(source: Layout, target: Layout) -> bool:
 
 
 def random_assignment(program: Program, mesh: Mesh, choose: Choose) -> Assignment:
-    """A legal decision for everything; ``choose`` picks one of a list (``Random(0).choice``)."""
+    """A legal decision for everything; ``choose`` picks one of a list."""
     assignment = Assignment({}, {})
 
     def whole_layout(type: TensorType) -> Layout:
@@ -74,6 +76,11 @@ def random_assignment(program: Program, mesh: Mesh, choose: Choose) -> Assignmen
     replaced = {i: args[names.index(o)] for i, o in enumerate(program.outputs) if o in names}
     region(program.body, args, replaced, False)
     return assignment
+
+
+def drawn(data: st.DataObject) -> Choose:
+    """Choices that hypothesis makes, and so can shrink."""
+    return lambda options: options[data.draw(st.integers(0, len(options) - 1))]
 
 
 def seeded(seed: int) -> Choose:

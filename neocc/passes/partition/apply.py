@@ -50,8 +50,8 @@ def apply(
     Raises:
         LayoutError: an op or region has no decision, or a wanted layout cannot be reached.
     """
-    ids = itertools.count()
-    body = Partitioner(mesh, assignment, arcs(mesh, cost or sent_bytes(mesh)), ids).region(program.body)
+    out_of = arcs(mesh, cost or sent_bytes(mesh))
+    body = Partitioner(mesh, assignment, out_of, itertools.count()).region(program.body)
     return Partitioned(Program(program.name, program.inputs, program.outputs, body), mesh)
 
 
