@@ -1,4 +1,4 @@
-"""Meshes and layouts: where the blocks of a tensor lie."""
+"""Meshes, layouts and strategies: where the blocks of a tensor lie and who works on them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Mesh:
 
     def index(self, name: str) -> int:
         if name not in self.names:
-            raise LayoutError(f"mesh {self} has no axis {name!r}; its axes: {', '.join(self.names)}")
+            raise LayoutError(f"mesh {self} has no axis {name!r}; it has {', '.join(self.names)}")
         return self.names.index(name)
 
     def __str__(self) -> str:
@@ -128,3 +128,30 @@ class Layout:
 
     def __str__(self) -> str:
         return "{" + ", ".join("-" if p is None else str(p) for p in self.axes) + "}"
+
+
+@dataclass(frozen=True, slots=True)
+class Through:
+    """On this axis the op passes a partial sum on: these operands are partial, others whole."""
+
+    operands: frozenset[int]
+
+    def __str__(self) -> str:
+        return "".join(f"+{i}" for i in sorted(self.operands))
+
+
+Choice = str | Through | None  # an iteration dim that the axis cuts, a pass-through, or none
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """What each mesh axis does in an op: cuts an iteration dim, passes a partial sum through,
+    or repeats the work."""
+
+    axes: tuple[Choice, ...]
+
+    def parts(self, dim: str, mesh: Mesh) -> int:
+        return math.prod(mesh.sizes[i] for i, c in enumerate(self.axes) if c == dim)
+
+    def __str__(self) -> str:
+        return "{" + ", ".join("-" if c is None else str(c) for c in self.axes) + "}"

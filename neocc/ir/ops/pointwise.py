@@ -131,9 +131,7 @@ DEFS = {
         lambda op, args, ctx: [args[0].astype(DTYPES[op.attrs["dtype"]])],
         linear_cast,
     ),
-    "broadcast": OpDef(
-        infer_broadcast, aligned_space, evaluate_broadcast, lambda op: (ALL({0}),)
-    ),
+    "broadcast": OpDef(infer_broadcast, aligned_space, evaluate_broadcast, lambda op: (ALL({0}),)),
     "constant": OpDef(infer_constant, scalar_space, evaluate_constant),
 }
 ELEMENTWISE = frozenset(DEFS) - {"constant"}

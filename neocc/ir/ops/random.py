@@ -34,31 +34,43 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any], xp: Any) -> tuple[A
 def infer_random(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
     need(len(types) == 1, "random takes one operand, the seed")
     need(types[0] == TensorType((), "u32"), f"random's seed is {types[0]}, not a u32 scalar")
-    need(attrs["distribution"] in DISTRIBUTIONS, f"random: no distribution {attrs['distribution']!r}")
+    known = attrs["distribution"] in DISTRIBUTIONS
+    need(known, f"random has no distribution {attrs['distribution']!r}")
     need(attrs["dtype"] in ("f32", "f64"), "random makes f32 or f64; cast the result")
-    split_counter(attrs["dims"])
+    sizes = counted_sizes(attrs)
+    need(len(sizes) == len(attrs["dims"]), "random: one counted size per dim")
+    for d, size in zip(attrs["dims"], sizes, strict=True):
+        need(0 <= size <= d.size, f"random counts {size} of the dim {d}")
+    split_counter(sizes)
     return (TensorType(tuple(attrs["dims"]), attrs["dtype"]),)
 
 
-def split_counter(dims: tuple[Any, ...]) -> int:
+def counted_sizes(attrs: Attrs) -> tuple[int, ...]:
+    """Sizes by which a global index becomes a counter. ``counted`` gives those before padding,
+    so that the elements of the unpadded tensor keep their numbers."""
+    return tuple(attrs.get("counted", (d.size for d in attrs["dims"])))
+
+
+def split_counter(sizes: tuple[int, ...]) -> int:
     """How many leading dims go into the counter's high word; each word holds below 2**32."""
-    cut = len(dims)
-    while cut and math.prod(d.size for d in dims[cut - 1 :]) <= 2**32:
+    cut = len(sizes)
+    while cut and math.prod(sizes[cut - 1 :]) <= 2**32:
         cut -= 1
-    need(math.prod(d.size for d in dims[:cut]) <= 2**32, "random: the tensor is too large")
+    need(math.prod(sizes[:cut]) <= 2**32, "random: the tensor is too large")
     return cut
 
 
 def evaluate_random(op: Op, args: list[Any], ctx: Context) -> list[Any]:
     xp = ctx.xp
     dims = op.attrs["dims"]
-    cut, rank = split_counter(dims), len(dims)
+    sizes = counted_sizes(op.attrs)
+    cut, rank = split_counter(sizes), len(dims)
     words = []
     for group in (range(cut), range(cut, rank)):
         word = xp.zeros((1,) * (ctx.lead + rank), xp.uint32)
         for axis in group:
             index = ctx.index(dims[axis].name, dims[axis].size, rank, axis)
-            word = word * xp.uint32(dims[axis].size & 0xFFFFFFFF) + index.astype(xp.uint32)
+            word = word * xp.uint32(sizes[axis] & 0xFFFFFFFF) + index.astype(xp.uint32)
         words.append(word)
     seed = args[0].reshape(args[0].shape + (1,) * rank)
     salt = xp.full((1,) * (ctx.lead + rank), op.attrs["salt"], xp.uint32)
@@ -73,9 +85,7 @@ def evaluate_random(op: Op, args: list[Any], ctx: Context) -> list[Any]:
 
 def random_space(op: Op) -> Space:
     dims = op.attrs["dims"]
-    return Space(
-        tuple(Iter(d.name, d.size) for d in dims), ((),), (tuple(d.name for d in dims),)
-    )
+    return Space(tuple(Iter(d.name, d.size) for d in dims), ((),), (tuple(d.name for d in dims),))
 
 
 DEFS = {"random": OpDef(infer_random, random_space, evaluate_random)}

@@ -107,7 +107,7 @@ def infer_slice(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType
     (t,) = types
     source, to, start = t.dim(attrs["dim"]), attrs["to"], attrs["start"]
     need(
-        0 <= start and start + to.size <= source.size,
+        start >= 0 and start + to.size <= source.size,
         f"slice [{start}, {start + to.size}) of {source} is out of range",
     )
     return (replace_dim(t, source.name, (to,)),)

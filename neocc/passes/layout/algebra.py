@@ -6,44 +6,16 @@ Nothing here knows an op by name: strategies come from iteration spaces.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from neocc.ir.mesh import Layout, Mesh, Partial, Placement
+from neocc.ir.mesh import Choice, Layout, Mesh, Partial, Placement, Strategy, Through
 from neocc.ir.ops import OPS
 from neocc.ir.ops.base import PARALLEL, SEQUENTIAL
 from neocc.ir.program import Op, Region
 from neocc.ir.types import TensorType
 
 SUM = Partial("sum")
-
-
-@dataclass(frozen=True, slots=True)
-class Through:
-    """On this axis the op passes a partial sum on: these operands are partial, others whole."""
-
-    operands: frozenset[int]
-
-    def __str__(self) -> str:
-        return "+" + "".join(str(i) for i in sorted(self.operands))
-
-
-Choice = str | Through | None  # an iteration dim that the axis cuts, a pass-through, or none
-
-
-@dataclass(frozen=True, slots=True)
-class Strategy:
-    """What each mesh axis does in an op: cuts an iteration dim, passes a partial sum through,
-    or repeats the work."""
-
-    axes: tuple[Choice, ...]
-
-    def parts(self, dim: str, mesh: Mesh) -> int:
-        return math.prod(mesh.sizes[i] for i, c in enumerate(self.axes) if c == dim)
-
-    def __str__(self) -> str:
-        return "{" + ", ".join("-" if c is None else str(c) for c in self.axes) + "}"
 
 
 def strategies(op: Op, mesh: Mesh, uncut: frozenset[str] = frozenset()) -> list[Strategy]:
