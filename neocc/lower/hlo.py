@@ -41,6 +41,7 @@ KINDS = (
     "collective-broadcast",
 )
 _SKIP = frozenset(("parameter", "constant", "get-tuple-element", "tuple", "bitcast"))
+_CALLERS = frozenset(("fusion", "call", "custom-call", "async"))  # and these with "-start"
 _PRIMITIVE = re.compile(
     r"(all_gather|reduce_scatter|psum_scatter|psum|pmax|pmin|all_to_all|ppermute)(?:_invariant)?"
 )
@@ -59,6 +60,8 @@ class Collective:
     instruction: str
     computation: str
     dtype: str
+    result_dtype: str
+    """Differs from ``dtype`` where a cast was folded in (bf16 terms summed to a float32 result)."""
     operand_shape: tuple[int, ...]
     result_shape: tuple[int, ...]
     operand_bytes: int
@@ -67,7 +70,7 @@ class Collective:
     """Replica groups, each ordered; for a permute its (source, target) pairs. Ids are positions in
     the jit's device assignment, i.e. in the mesh's devices flattened in order, not chip ids."""
     reduction: str | None
-    """``add``, ``maximum``, ``minimum``, ``and``, ``or``, ``multiply``; None if nothing is reduced."""
+    """``add``, ``maximum``, ``minimum``, ``and``, ``or``, ``multiply``; None for the others."""
     trip_count: int
     """Executions in one call of the program: product of the enclosing loops' trip counts."""
     op_name: str
@@ -150,7 +153,8 @@ def read_hlo(text: str) -> HloFacts:
     """
     module = parse_module(text)
     walk = _Walk(module)
-    walk.visit(module.computations[module.entry], 1, fused=False, conditional=False)
+    walk.visit(module.computations[module.entry], _Context())
+    walk.check_complete()
     return HloFacts(
         module=module.name,
         devices=module.devices,
@@ -159,6 +163,18 @@ def read_hlo(text: str) -> HloFacts:
         loops=tuple(walk.loops),
         estimated_cycles=walk.cycles,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """How a computation is reached from the entry."""
+
+    times: int = 1
+    fused: bool = False
+    conditional: bool = False
+    timed: bool = True
+    """Whether its cycle estimates count: not inside a fusion, which carries its own, and not on a
+    SparseCore, which runs beside the TensorCore."""
 
 
 class _Walk:
@@ -171,50 +187,70 @@ class _Walk:
         self.matmuls: list[MatMul] = []
         self.loops: list[Loop] = []
         self.cycles = 0
+        self.visited: set[str] = set()
 
-    def visit(self, comp: Computation, times: int, fused: bool, conditional: bool) -> None:
-        """Counts ``comp`` executed ``times`` times."""
+    def visit(self, comp: Computation, at: _Context) -> None:
+        """Counts what one call of ``comp`` executes."""
+        self.visited.add(comp.name)
         for inst in comp.instructions:
             op = inst.opcode
             if op in _SKIP:
                 continue
-            if not fused and (cycles := inst.estimated_cycles):
-                self.cycles += cycles * times
+            if at.timed:
+                self.cycles += inst.estimated_cycles * at.times
             kind = _collective_kind(op)
             if kind is not None:
-                self.collectives += self._collective(kind, comp, inst, times, fused, conditional)
+                self.collectives += self._collective(kind, comp, inst, at)
             elif op in ("dot", "convolution"):
                 flops = dot_flops(comp, inst) if op == "dot" else convolution_flops(comp, inst)
-                self._matmul(comp, inst, flops, times)
+                self._matmul(comp, inst, flops, at.times)
             elif op == "custom-call" and (flops := library_flops(comp, inst)) is not None:
-                self._matmul(comp, inst, flops, times)
+                self._matmul(comp, inst, flops, at.times)
             elif op == "while":
-                self._loop(comp, inst, times, conditional)
+                self._loop(comp, inst, at)
             elif op == "conditional":
-                for callee in inst.called("branch_computations", "true_computation", "false_computation"):
-                    self.visit(self.module.computations[callee], times, fused, True)
-            elif op in ("fusion", "async-start", "call", "custom-call"):
+                for callee in inst.called(
+                    "branch_computations", "true_computation", "false_computation"
+                ):
+                    self.visit(self.module.computations[callee], replace(at, conditional=True))
+            elif op.removesuffix("-start") in _CALLERS:
+                fused = op == "fusion"
+                elsewhere = fused or inst.attribute("async_execution_thread") is not None
+                within = replace(at, fused=at.fused or fused, timed=at.timed and not elsewhere)
                 for callee in inst.called("calls", "to_apply", "called_computations"):
                     inner = self.module.computations[callee]
-                    if op == "fusion" and (whole := self._scatter_fusion(comp, inst, inner, times, conditional)):
+                    whole = self._scatter_fusion(comp, inst, inner, at)
+                    if whole is not None:
                         self.collectives.append(whole)
+                        self.visited.add(callee)
                     else:
-                        self.visit(inner, times, fused or op == "fusion", conditional)
+                        self.visit(inner, within)
+
+    def check_complete(self) -> None:
+        """Raises HloError if a computation that holds a collective was not reached."""
+        for name, comp in self.module.computations.items():
+            if name not in self.visited:
+                for inst in comp.instructions:
+                    if _collective_kind(inst.opcode):
+                        raise HloError(
+                            f"collective {inst.name!r} is in computation {name!r}, which is called"
+                            " in a way not known here"
+                        )
 
     def _matmul(self, comp: Computation, inst: Instruction, flops: int, times: int) -> None:
         dtype = arrays(comp.shape(inst.operands[0]))[0].dtype
         self.matmuls.append(MatMul(inst.name, comp.name, dtype, flops, times, inst.op_name))
 
-    def _loop(self, comp: Computation, inst: Instruction, times: int, conditional: bool) -> None:
+    def _loop(self, comp: Computation, inst: Instruction, at: _Context) -> None:
         (body,), (condition,) = inst.called("body"), inst.called("condition")
         trips = self.constants.trip_count(comp, inst)
-        self.loops.append(Loop(inst.name, body, trips, times))
+        self.loops.append(Loop(inst.name, body, trips, at.times))
         trips = 1 if trips is None else trips
-        self.visit(self.module.computations[body], times * trips, False, conditional)
-        self.visit(self.module.computations[condition], times * (trips + 1), False, conditional)
+        self.visit(self.module.computations[body], replace(at, times=at.times * trips))
+        self.visit(self.module.computations[condition], replace(at, times=at.times * (trips + 1)))
 
     def _collective(
-        self, kind: str, comp: Computation, inst: Instruction, times: int, fused: bool, cond: bool
+        self, kind: str, comp: Computation, inst: Instruction, at: _Context
     ) -> Iterator[Collective]:
         operands = [arrays(comp.shape(name))[0] for name in inst.operands]
         results = _results(inst)
@@ -237,23 +273,24 @@ class _Walk:
                 instruction=inst.name,
                 computation=comp.name,
                 dtype=operand.dtype,
+                result_dtype=result.dtype,
                 operand_shape=operand.shape,
                 result_shape=result.shape,
                 operand_bytes=operand.nbytes,
                 result_bytes=result.nbytes,
                 groups=groups,
                 reduction=reducer.root.opcode if reducer else None,
-                trip_count=times,
+                trip_count=at.times,
                 op_name=op_name,
                 written_as=_primitive(op_name, reducer),
-                fused=fused,
-                conditional=cond,
+                fused=at.fused,
+                conditional=at.conditional,
                 operand_index=i,
                 operand_count=len(operands),
             )
 
     def _scatter_fusion(
-        self, comp: Computation, inst: Instruction, inner: Computation, times: int, cond: bool
+        self, comp: Computation, inst: Instruction, inner: Computation, at: _Context
     ) -> Collective | None:
         """Reads a TPU fusion "all-reduce, then my slice of it" as the reduce-scatter it executes.
 
@@ -261,13 +298,13 @@ class _Walk:
         the pieces are whole tiles; ``result_shape`` is the logical one, and the compiler then adds
         a collective-permute that shifts the uneven pieces into place.
         """
-        if inner.root.opcode != "dynamic-slice":
+        if inst.opcode != "fusion" or inner.root.opcode != "dynamic-slice":
             return None
         reduce = _through(inner, inner.root.operands[0], ("bitcast", "copy", "convert", "reshape"))
         if reduce.opcode != "all-reduce" or len(reduce.operands) != 1:
             return None
         source = _through(inner, reduce.operands[0], ("pad",))
-        (collective,) = self._collective("reduce-scatter", inner, reduce, times, True, cond)
+        (collective,) = self._collective("reduce-scatter", inner, reduce, replace(at, fused=True))
         operand, sliced = source.arrays[0], inner.root.arrays[0]
         if source.name != reduce.operands[0]:
             width = len(collective.groups[0])
@@ -284,6 +321,8 @@ class _Walk:
             collective,
             instruction=inst.name,
             computation=comp.name,
+            dtype=operand.dtype,
+            result_dtype=sliced.dtype,
             operand_shape=operand.shape,
             result_shape=sliced.shape,
             operand_bytes=operand.nbytes,
@@ -326,9 +365,9 @@ def _through(comp: Computation, name: str, opcodes: tuple[str, ...]) -> Instruct
 def _element_op_name(comp: Computation, name: str, index: int) -> str:
     """The metadata of a combined collective's result ``index``, kept where it is taken out."""
     for inst in comp.instructions:
-        if inst.opcode == "get-tuple-element" and inst.operands[0] == name:
-            if inst.integers("index") == (index,):
-                return inst.op_name
+        taken = inst.opcode == "get-tuple-element" and inst.operands[0] == name
+        if taken and inst.integers("index") == (index,):
+            return inst.op_name
     return ""
 
 

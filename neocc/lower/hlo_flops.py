@@ -58,8 +58,10 @@ def convolution_flops(comp: Computation, inst: Instruction) -> int:
     batch = lhs.shape[left.index("b")] // batch_groups
     features = lhs.shape[left.index("f")] // feature_groups
     if features != rhs.shape[right.index("i")]:
-        raise HloError(f"convolution {inst.name!r}: its operands contract {features} features with"
-                       f" {rhs.shape[right.index('i')]}")
+        raise HloError(
+            f"convolution {inst.name!r}: its operands contract {features} features with"
+            f" {rhs.shape[right.index('i')]}"
+        )
     return 2 * batch * features * out.shape[result.index("f")] * positions
 
 
@@ -89,5 +91,3 @@ def library_flops(comp: Computation, inst: Instruction) -> int | None:
     lhs = arrays(comp.shape(inst.operands[0]))[0]
     contracted = math.prod(lhs.shape[int(d)] for d in re.findall(r"\d+", match[1]))
     return 2 * inst.arrays[0].size * contracted
-
-

@@ -23,7 +23,7 @@ _MIRROR = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE"}
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """A scalar: element ``index`` of a loop's state plus ``offset``; a constant if index is None."""
+    """Element ``index`` of a loop's state plus ``offset``; where index is None, a constant."""
 
     index: int | None
     offset: int

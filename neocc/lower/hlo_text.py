@@ -91,7 +91,7 @@ def _split(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Instruction:
-    """``%name = shape opcode(operands), attributes``; ``rest`` is all after the open parenthesis."""
+    """``%name = shape opcode(operands), attributes``; ``rest`` is what follows ``opcode(``."""
 
     name: str
     opcode: str
@@ -160,9 +160,10 @@ class Instruction:
 
     @property
     def estimated_cycles(self) -> int:
-        """The TPU cost model's cycles for one execution; 0 where it prints none."""
+        """The TPU cost model's cycles for one execution; 0 where it prints none, or -1 (as 2^64-1)
+        for "unknown"."""
         match = _CYCLES.search(self.rest)
-        return int(match[1]) if match else 0
+        return int(match[1]) if match and len(match[1]) < 19 else 0
 
 
 @dataclass(frozen=True)
