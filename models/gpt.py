@@ -82,9 +82,9 @@ class Config:
             name = "layers" if len(self.pattern) == 1 else f"layers_{i}"
             found.append((Dim(name, times), first, types))
             first += len(types) * times
-        unknown = {t for _, _, types in found for t in types} - set(ATTENTION)
-        if unknown:
-            raise NeoccError(f"{self.name}: attention {unknown}; one of {', '.join(ATTENTION)}")
+        for kind in (t for _, _, types in found for t in types):
+            if kind not in ATTENTION:
+                raise NeoccError(f"{self.name}: attention {kind!r}; one of {', '.join(ATTENTION)}")
         if first != self.layers:
             raise NeoccError(f"{self.name}: attention of {first} layers for {self.layers} layers")
         return found
@@ -234,6 +234,12 @@ def begin(c: Config, name: str) -> tuple[Graph, Parameters, Tensor, Tensor]:
     return g, w, g.data("tokens", (batch, seq)), g.data("labels", (batch, seq))
 
 
+def mask_seed(c: Config, step: Tensor) -> Tensor | None:
+    """Of a step's dropout masks: each layer adds its number, so steps are ``layers`` apart."""
+    rates = (c.embed_dropout, c.attn_dropout, c.res_dropout)
+    return step.cast("u32") * c.layers if any(rates) else None
+
+
 def forward(c: Config) -> Program:
     """Parameters, tokens, labels -> logits, loss, loss_batch; without dropout."""
     g, w, tokens, labels = begin(c, "forward")
@@ -252,10 +258,7 @@ def train_step(c: Config) -> Program:
         for n, t in w.items()
     }
     step = g.state("step", (), "i32")
-    random_masks = c.embed_dropout or c.attn_dropout or c.res_dropout
-    seed = step.cast("u32") * c.layers if random_masks else None
-
-    loss, _ = losses(c, model(c, w, tokens, seed), labels)
+    loss, _ = losses(c, model(c, w, tokens, mask_seed(c, step)), labels)
     grads = dict(zip(w, gradients(loss, list(w.values())), strict=True))
 
     norm = global_norm(list(grads.values()))

@@ -1,0 +1,380 @@
+"""models/gpt.py against GPT-Neo's own figures, a plain JAX model, and optax."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from models import gpt
+from models.gpt import PRESETS, Config
+from neocc.ir.errors import NeoccError
+from neocc.ir.ops import OPS
+from neocc.ir.program import Program
+from neocc.passes.autodiff import differentiate, gradients
+from tests.models import plain_gpt
+from tests.numpy_executor import run_numpy
+from tests.random_programs import assert_close
+
+GOLDEN = Path(__file__).resolve().parents[3] / "shared/data/gptneo_golden"
+TINY = replace(PRESETS["tiny"], vocab=31, embd=16, heads=2, seq=8, batch=2)
+WIDE = replace(TINY, dtype="f64", param_dtype="f64")
+PATTERNS: dict[str, Any] = {
+    "global": {},
+    "neo": {"layers": 4, "attention": ((("global", "local"), 2),), "scale_scores": False},
+    "PAR": {
+        "layers": 8,
+        "attention": ((("global", "none", "none"), 2), (("none",), 2)),
+        "double_at_none": True,
+    },
+}
+
+
+def batch(c: Config, seed: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, c.vocab, (c.batch, c.seq + 1)).astype(np.int32)
+    return {"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}
+
+
+def start(c: Config, seed: int = 0) -> dict[str, np.ndarray]:
+    """Initial parameters and state, pushed off the symmetric values that hide mistakes."""
+    rng = np.random.default_rng(seed)
+    made = run_numpy(gpt.init(c), {"seed": np.uint32(seed)})
+    for n in gpt.weights(c):
+        made[n] = made[n] + 0.1 * rng.standard_normal(made[n].shape).astype(made[n].dtype)
+    return made
+
+
+def parameters(c: Config, values: dict[str, Any]) -> dict[str, Any]:
+    return {n: values[n] for n in gpt.weights(c)}
+
+
+@functools.cache
+def plain_gradients(c: Config) -> Callable[..., Any]:
+    """weights, tokens, labels -> loss and gradients of the plain model, compiled."""
+    return jax.jit(jax.value_and_grad(lambda w, *data: plain_gpt.loss(c, w, *data)))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_loss_and_gradients_equal_a_plain_jax_model(x64: None, pattern: str) -> None:
+    c = replace(WIDE, window=3, **PATTERNS[pattern])
+    values, data = parameters(c, start(c)), batch(c)
+    loss, grads = plain_gradients(c)(values, data["tokens"], data["labels"])
+    for recompute in (False, True):
+        program = differentiate(gpt.forward(replace(c, recompute=recompute)))
+        got = run_numpy(program, values | data)
+        assert_close(got["loss"], loss)
+        assert_close(got["loss_batch"].mean(), loss)
+        for n, g in grads.items():
+            assert_close(got[f"d_{n}"], g)
+
+
+def golden_names(c: Config) -> dict[str, str]:
+    """Our names within a layer -> GPT-Neo's."""
+    norms = {
+        f"{o}.{p}": f"{n}/{p}" for o, n in (("ln1", "norm_1"), ("ln2", "norm_2")) for p in "gb"
+    }
+    mlp = "mlp/conv1d_main"
+    return norms | {
+        **{f"attn.{p}": f"attn/{p}" for p in "qkvo"},
+        "attn.b": "attn/compute_output_bias/o_b",
+        "mlp.fc": f"{mlp}/c_fc/kernel",
+        "mlp.fc_b": f"{mlp}/c_fc/bias",
+        "mlp.proj": f"{mlp}/c_proj/kernel",
+        "mlp.proj_b": f"{mlp}/c_proj/bias",
+    }
+
+
+def golden(c: Config, file: Any, kind: str) -> dict[str, np.ndarray]:
+    """The arrays of a golden file (``w`` weights or ``g`` gradients) under our names, stacked."""
+    names, found = golden_names(c), {}
+    for n, p in gpt.weights(c).items():
+        shape = tuple(d.size for d in p.dims)
+        if not n.startswith("h"):
+            array = file[f"{kind}:gpt2/{n.replace('.', '/')}"]
+        else:
+            head, rest = n.split(".", 1)
+            dim, _, types = c.stacks()[0]
+            own = [int(head[1:]) + turn * len(types) for turn in range(dim.size)]
+            array = np.stack([file[f"{kind}:gpt2/h{i}/{names[rest]}"] for i in own])
+        found[n] = array.reshape(shape)
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("name", ["global", "local_r4"])
+def test_reproduces_what_gpt_neo_computed(x64: None, name: str, dtype: str) -> None:
+    if not GOLDEN.exists():
+        pytest.skip("needs GPT-Neo's golden files")
+    file = np.load(GOLDEN / f"{name}.npz")
+    c = Config(name, 2, 32, 4, vocab=64, seq=16, batch=2, window=4, scale_scores=False)
+    c = replace(c, dtype=dtype, param_dtype=dtype)
+    if name == "local_r4":
+        c = replace(c, attention=((("global", "local"), 1),))
+    wide = {n: x.astype(dtype.replace("f", "float")) for n, x in golden(c, file, "w").items()}
+    tokens = file["tokens"].astype(np.int32)
+    data = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}
+    got = run_numpy(differentiate(gpt.forward(c)), wide | data)
+    expected = {n: file[n] for n in ("logits", "loss", "loss_batch")}
+    expected |= {f"d_{n}": g for n, g in golden(c, file, "g").items()}
+    # The file is float32: in float64 we are within 1e-5 of it everywhere; in float32 two
+    # roundings meet, so there it is 1e-5 of an array's largest element.
+    for n, x in expected.items():
+        scale = 1.0 if dtype == "f64" else max(1.0, float(np.abs(x).max()))
+        np.testing.assert_allclose(got[n], x, rtol=0, atol=1e-5 * scale, err_msg=n)
+
+
+def test_presets_have_the_published_sizes() -> None:
+    counts = {n: gpt.train_step(c).parameter_count for n, c in PRESETS.items()}
+    published = {
+        "gpt2-small": 124e6, "gpt2-medium": 355e6, "gpt2-large": 774e6, "gpt2-xl": 1558e6,
+        "gpt3-small": 125e6, "gpt3-medium": 356e6, "gpt3-large": 760e6, "gpt3-xl": 1.3e9,
+        "gpt3-2.7b": 2.7e9, "gpt3-6.7b": 6.7e9, "gpt3-13b": 13e9, "gpt3-175b": 175e9,
+    }  # fmt: skip
+    assert set(counts) == {*published, "tiny"}
+    for n, size in published.items():
+        assert counts[n] == pytest.approx(size, rel=0.02), n
+
+
+def test_a_program_is_no_longer_for_more_layers() -> None:
+    def ops(layers: int) -> int:
+        c = replace(PRESETS["gpt3-175b"], layers=layers)
+        return sum(1 for _ in gpt.train_step(c).body.walk())
+
+    assert ops(12) == ops(960)
+
+
+def test_inputs_outputs_and_dims_are_the_contract() -> None:
+    c = PRESETS["tiny"]
+    step, start_at = gpt.train_step(c), gpt.init(c)
+    names = list(gpt.weights(c))
+    state = [f"{n}.{m}" for n in names for m in "mv"]
+    roles = {i.name: i.role for i in step.inputs}
+    assert roles == {
+        **dict.fromkeys(names, "parameter"),
+        **dict.fromkeys([*state, "step"], "state"),
+        **dict.fromkeys(["tokens", "labels"], "data"),
+    }
+    assert set(step.outputs) == {*names, *state, "step", "loss", "grad_norm", "lr"}
+    assert set(start_at.outputs) == {*names, *state, "step"}
+    for n in start_at.outputs:
+        assert start_at.output_value(n).type == step.input_value(n).type
+    names = {"batch", "seq", "memory", "heads", "head_dim", "embd", "mlp", "vocab", "layers"}
+    assert set(step.dims) == names
+
+
+def test_products_run_in_the_compute_dtype_and_state_stays_wide() -> None:
+    program = gpt.train_step(replace(TINY, dtype="bf16"))
+    for op in program.body.walk():
+        if op.kind == "einsum":
+            assert {v.type.dtype for v in op.operands} == {"bf16"}
+        if op.kind in ("exp", "log", "rsqrt", "scatter_add"):
+            assert op.result.type.dtype == "f32"
+    assert {v.type.dtype for i, v in program.named_inputs if i.role == "parameter"} == {"f32"}
+
+
+def test_bf16_loss_is_near_the_wide_one() -> None:
+    values, data = start(TINY), batch(TINY)
+    wide = run_numpy(gpt.forward(TINY), parameters(TINY, values) | data)["loss"]
+    c = replace(TINY, dtype="bf16")
+    narrow = run_numpy(gpt.forward(c), parameters(c, values) | data)["loss"]
+    assert float(narrow) == pytest.approx(float(wide), rel=0.01)
+
+
+def test_only_the_embedding_is_a_gather() -> None:
+    kinds = Counter(op.kind for op in gpt.train_step(PRESETS["gpt2-small"]).body.walk())
+    assert kinds["gather"] == kinds["scatter_add"] == 1
+    assert not {"split", "merge", "concat", "slice", "pad"} & set(kinds)
+
+
+# The step
+
+
+def step_by_optax(c: Config, values: dict[str, Any], data: list[dict[str, Any]]) -> Any:
+    """The same training with optax, on the plain model."""
+
+    def rate(step: Any) -> Any:
+        decayed = optax.cosine_decay_schedule(c.lr, c.steps, alpha=0.1)(step)
+        return decayed * jnp.minimum(step / c.warmup, 1.0)
+
+    assert c.clip is not None
+    decayed = {n: n in ("wte", "wpe") or n.endswith(DECAYED) for n in gpt.weights(c)}
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(c.clip),
+        optax.scale_by_adam(c.beta1, c.beta2, c.epsilon),
+        optax.add_decayed_weights(c.weight_decay, decayed),
+        optax.scale_by_learning_rate(rate),
+    )
+    w = {n: jnp.asarray(values[n]) for n in gpt.weights(c)}
+    state, norms = optimizer.init(w), []
+
+    for d in data:
+        _, grads = plain_gradients(WIDE)(w, d["tokens"], d["labels"])
+        updates, state = optimizer.update(grads, state, w)
+        w = optax.apply_updates(w, updates)
+        norms.append(float(optax.tree.norm(grads)))
+    return w, norms
+
+
+DECAYED = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.fc", "mlp.proj")
+
+
+def run_steps(program: Program, values: dict[str, Any], data: list[dict[str, Any]]) -> Any:
+    values, norms = dict(values), []
+    for d in data:
+        out = run_numpy(program, values | d)
+        values = {n: out[n] for n in values}
+        norms.append(float(out["grad_norm"]))
+    return values, norms
+
+
+@pytest.mark.parametrize("clip", [0.05, 1e3])
+def test_steps_equal_optax(x64: None, clip: float) -> None:
+    c = replace(WIDE, lr=0.05, warmup=2, steps=5, weight_decay=0.3, clip=clip)
+    values, data = start(c), [batch(c, i) for i in range(4)]
+    got, norms = run_steps(gpt.train_step(c), values, data)
+    expected, expected_norms = step_by_optax(c, values, data)
+    assert got["step"] == 4
+    np.testing.assert_allclose(norms, expected_norms, rtol=1e-9)
+    for n in gpt.weights(c):
+        # A gradient that is exactly zero in exact arithmetic is noise, which Adam makes large:
+        # keys shifted by a constant (the norm's bias through k) move no softmax.
+        np.testing.assert_allclose(got[n], expected[n], rtol=1e-7, atol=1e-7, err_msg=n)
+
+
+def test_without_bias_correction_the_first_moments_are_the_bare_means(x64: None) -> None:
+    c = replace(WIDE, bias_correction=False, warmup=0, lr_decay="constant", weight_decay=0.0)
+    c = replace(c, clip=None, lr=0.01)
+    values, data = start(c), batch(c)
+    out = run_numpy(gpt.train_step(c), values | data)
+    grads = run_numpy(differentiate(gpt.forward(c)), parameters(c, values) | data)
+    for n in gpt.weights(c):
+        g = grads[f"d_{n}"]
+        m, v = 0.1 * g, 0.05 * g * g
+        assert_close(out[f"{n}.m"], m)
+        assert_close(out[f"{n}.v"], v)
+        assert_close(out[n], values[n] - 0.01 * m / (np.sqrt(v) + c.epsilon))
+
+
+def test_training_on_one_batch_lowers_the_loss() -> None:
+    c = replace(TINY, lr=2e-2, warmup=5, steps=60)
+    program, data = gpt.train_step(c), batch(c)
+    values = run_numpy(gpt.init(c), {"seed": np.uint32(3)})
+    losses = []
+    for _ in range(40):
+        out = run_numpy(program, values | data)
+        losses.append(float(out["loss"]))
+        values = {n: out[n] for n in values}
+    assert losses[0] == pytest.approx(np.log(c.vocab), rel=0.05)
+    assert losses[-1] < 0.3 * losses[0], losses
+
+
+# Initial values
+
+
+@pytest.mark.parametrize("neo", [False, True])
+def test_initial_values_have_the_scales_of_the_originals(neo: bool) -> None:
+    c = Config("init", 8, 64, 4, vocab=300, seq=100, batch=1, neo_init=neo)
+    got = run_numpy(gpt.init(c), {"seed": np.uint32(5)})
+    fan_in = {"q": (64 * 16) ** -0.5, "k": 64**-0.5, "v": 64**-0.5, "o": 64**-0.5}
+    expected = {"wte": 0.02, "wpe": 0.01, "h0.mlp.fc": 0.02}
+    expected |= {f"h0.attn.{n}": fan_in[n] if neo else 0.02 for n in "qkv"}
+    expected["h0.attn.o"] = fan_in["o"] if neo else 0.02 / 16**0.5
+    expected["h0.mlp.proj"] = 0.02 / 8**0.5 if neo else 0.02 / 16**0.5
+    for n, std in expected.items():
+        x = got[n].astype(np.float64)
+        assert x.std() == pytest.approx(std, rel=0.03), n
+        assert abs(x.mean()) < 4 * std / x.size**0.5, n
+    for n, p in gpt.weights(c).items():
+        if n not in expected:
+            assert np.all(got[n] == (1.0 if n.endswith(".g") else 0.0)), n
+        assert not got[f"{n}.m"].any() and not got[f"{n}.v"].any()
+        assert p.decays == (n in expected)
+    assert got["step"] == 0
+    other = run_numpy(gpt.init(c), {"seed": np.uint32(6)})
+    assert not np.array_equal(got["wte"], other["wte"])
+    assert not np.array_equal(got["h0.mlp.fc"][0], got["h0.mlp.fc"][1])
+
+
+def test_scale_by_in_divides_the_mlp_by_its_fan_in() -> None:
+    c = replace(TINY, neo_init=True, scale_by_in=True, scale_by_depth=False)
+    w = gpt.weights(c)
+    assert w["h0.mlp.fc"].std == pytest.approx(0.02 / 16**0.5)
+    assert w["h0.mlp.proj"].std == pytest.approx(0.02 / 64**0.5)
+
+
+# Dropout
+
+DROPOUT = replace(WIDE, layers=4, attention=((("global", "local"), 2),), embed_dropout=0.1)
+DROPOUT = replace(DROPOUT, attn_dropout=0.2, res_dropout=0.3)
+
+
+def dropped(c: Config) -> Program:
+    """The training loss with its gradients, as ``train_step`` builds them."""
+    g, w, tokens, labels = gpt.begin(c, "dropped")
+    loss, _ = gpt.losses(c, gpt.model(c, w, tokens, gpt.mask_seed(c, g.data("step", ()))), labels)
+    grads = gradients(loss, list(w.values()))
+    return g.build({"loss": loss} | {f"d_{n}": d for n, d in zip(w, grads, strict=True)})
+
+
+def test_backward_pass_drops_what_the_forward_pass_dropped(x64: None) -> None:
+    for recompute in (False, True):
+        program = dropped(replace(DROPOUT, recompute=recompute))
+        values = parameters(DROPOUT, start(DROPOUT)) | batch(DROPOUT)
+        values |= {"step": np.asarray(3, np.int32)}
+        got = run_numpy(program, values)
+        n, h = "h0.mlp.fc", 1e-5
+        d = np.random.default_rng(0).standard_normal(values[n].shape)
+        ends = [run_numpy(program, values | {n: values[n] + s * h * d})["loss"] for s in (1, -1)]
+        assert_close(np.sum(got[f"d_{n}"] * d), (ends[0] - ends[1]) / (2 * h), 1e-6)
+
+
+def test_no_two_masks_come_from_one_seed_and_salt(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, int]] = []
+    known = OPS["random"]
+
+    def record(op: Any, args: Any, ctx: Any) -> Any:
+        drawn.append((int(args[0]), op.attrs["salt"]))
+        return known.evaluate(op, args, ctx)
+
+    monkeypatch.setitem(OPS, "random", replace(known, evaluate=record))
+    program = dropped(DROPOUT)
+    values = parameters(DROPOUT, start(DROPOUT)) | batch(DROPOUT)
+    drawn.clear()
+    for step in range(3):
+        run_numpy(program, values | {"step": np.asarray(step, np.int32)})
+    # wte and wpe once a step; in each layer three masks, forward and again backward
+    counts = Counter(drawn)
+    assert len(counts) == 3 * (2 + 4 * 3)
+    assert Counter(counts.values()) == {1: 3 * 2, 2: 3 * 4 * 3}
+
+
+def test_no_dropout_leaves_no_trace_in_the_program() -> None:
+    c = replace(PRESETS["tiny"], embed_dropout=0.0, attn_dropout=0.0, res_dropout=0.0)
+    assert not any(op.kind == "random" for op in gpt.train_step(c).body.walk())
+    c = replace(c, res_dropout=0.1)
+    assert any(op.kind == "random" for op in gpt.train_step(c).body.walk())
+    assert not any(op.kind == "random" for op in gpt.forward(c).body.walk())
+
+
+# Bad configs
+
+
+def test_config_errors_name_the_config_and_what_is_wrong() -> None:
+    with pytest.raises(NeoccError, match="tiny: embd 16 does not divide by 3 heads"):
+        gpt.train_step(replace(TINY, heads=3))
+    with pytest.raises(NeoccError, match="attention of 3 layers for 2 layers"):
+        gpt.train_step(replace(TINY, attention=((("global",), 3),)))
+    with pytest.raises(NeoccError, match="'sideways'; one of global, local, none"):
+        gpt.train_step(replace(TINY, attention=((("sideways",), 2),)))
+    with pytest.raises(NeoccError, match="'cubic'; one of cosine"):
+        gpt.train_step(replace(TINY, lr_decay="cubic"))
