@@ -22,6 +22,7 @@ from neocc.ir.errors import IRError, LayoutError
 from neocc.ir.mesh import Mesh, Partial
 from neocc.ir.ops import COLLECTIVES, OPS, Context
 from neocc.ir.program import Op, Region, Value
+from neocc.ir.reference import scan_repeat
 from neocc.ir.types import DTYPES, TensorType
 from neocc.passes.layout.algebra import Strategy
 from neocc.passes.partition import Partitioned
@@ -166,7 +167,18 @@ def lower(partitioned: Partitioned, mesh: jax.sharding.Mesh | None = None) -> Lo
         check_vma=False,
     )
     mapped.__name__ = program.name  # the compiled module is called after it
-    function = jax.jit(mapped, in_shardings=ins, out_shardings=outs, donate_argnums=replaced)
+    # The plan says what runs in every step (a weight that all layers share, gathered at use). XLA
+    # would hoist it and hold the result through the whole loop; it drops optimization barriers
+    # before it does, so that pass is turned off where it would matter.
+    hoists = any(repeats_communication(op) for op in program.body.walk() if op.kind == "repeat")
+    options = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"} if hoists else None
+    function = jax.jit(
+        mapped,
+        in_shardings=ins,
+        out_shardings=outs,
+        donate_argnums=replaced,
+        compiler_options=options,
+    )
     return Lowered(partitioned, mesh, function)
 
 
@@ -176,22 +188,17 @@ class Device:
 
     mesh: Mesh
 
-    def region(
-        self, region: Region, args: Sequence[Any], pin: frozenset[Op] = frozenset(), to: Any = None
-    ) -> list[Any]:
-        """Outputs of a region; the ops in ``pin`` run after the value ``to`` is there."""
+    def region(self, region: Region, args: Sequence[Any]) -> list[Any]:
         env = dict(zip(region.args, args, strict=True))
         for op in region.ops:
-            operands = [env[v] for v in op.operands]
             with jax.named_scope(f"neocc.{op.kind}.{op.attrs['id']}"):
-                if op in pin:
-                    operands, _ = lax.optimization_barrier((operands, to))
-                env.update(zip(op.results, self.run(op, operands), strict=True))
+                results = self.run(op, [env[v] for v in op.operands])
+            env.update(zip(op.results, results, strict=True))
         return [env[v] for v in region.outputs]
 
     def run(self, op: Op, operands: list[Any]) -> list[Any]:
         if op.kind == "repeat":
-            return self.repeat(op, operands)
+            return scan_repeat(op, operands, self.region)
         if op.kind in COLLECTIVES:
             return [self.collective(op, operands[0])]
         strategy: Strategy = op.attrs["strategy"]
@@ -207,33 +214,11 @@ class Device:
             number = number * self.mesh.sizes[i] + lax.axis_index(self.mesh.names[i])
         return local, number * local
 
-    def repeat(self, op: Op, operands: Sequence[Any]) -> list[Any]:
-        carries, stacked, dim = op.attrs["carries"], op.attrs["stacked"], op.attrs["dim"]
-        region = op.regions[0]
-        stacks = []
-        for v, x in zip(op.operands[carries:], operands[carries:][:stacked], strict=False):
-            stacks.append(jnp.moveaxis(x, v.type.names.index(dim.name), 0))
-        consts = operands[carries + stacked :]
-        pin = invariant_collectives(region, carries + stacked)
-        steps = jnp.arange(dim.size, dtype=jnp.int32) if pin else None
-
-        def body(carry: Any, slices: Any) -> Any:
-            step, xs = slices
-            out = self.region(region, [*carry, *xs, *consts], pin, step)
-            return tuple(out[:carries]), tuple(out[carries:])
-
-        carry, ys = lax.scan(
-            body,
-            tuple(operands[:carries]),
-            (steps, tuple(stacks)),
-            length=dim.size,
-            reverse=op.attrs["reverse"],
-        )
-        return [*carry, *ys]
-
     def collective(self, op: Op, x: Any) -> Any:
         type, attrs = op.operands[0].type, op.attrs
         axis = attrs["axis"]
+        if x.size == 0:  # nothing to move, and XLA refuses to gather it
+            return jnp.zeros(op.result.type.local_shape(self.mesh), x.dtype)
         if op.kind == "all_reduce":
             return REDUCE[attrs["reduction"]](x, axis)
         at = type.names.index(attrs["dim"])
@@ -248,20 +233,14 @@ class Device:
         return lax.dynamic_slice_in_dim(x, lax.axis_index(axis) * local, local, at)
 
 
-def invariant_collectives(region: Region, variant: int) -> frozenset[Op]:
-    """Ops with communication that do the same in every step of a repeat, whose region's first
-    ``variant`` arguments alone change.
-
-    The plan says that they run in every step (a weight that all layers share, gathered at use).
-    XLA would hoist them and hold the result through the whole loop, so they are pinned to the
-    step's number.
-    """
-    same = set(region.args[variant:])
-    found = set()
-    for op in region.ops:
-        if same.issuperset(op.operands):
-            same.update(op.results)
-            inner = (o for r in op.regions for o in r.walk())
-            if any(o.kind in COLLECTIVES and o.kind != "local_slice" for o in (op, *inner)):
-                found.add(op)
-    return frozenset(found)
+def repeats_communication(op: Op) -> bool:
+    """Whether a repeat's region has communication that does the same in every step."""
+    (region,) = op.regions
+    same = set(region.args[op.attrs["carries"] + op.attrs["stacked"] :])
+    for inner in region.ops:
+        if same.issuperset(inner.operands):
+            same.update(inner.results)
+            nested = (o for r in inner.regions for o in r.walk())
+            if {o.kind for o in (inner, *nested)} & (COLLECTIVES - {"local_slice"}):
+                return True
+    return False

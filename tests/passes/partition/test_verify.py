@@ -116,7 +116,7 @@ def test_another_dim_or_kind_of_collective_is_caught() -> None:
         found += [with_attrs(op, to=n) for n in names if "to" in op.attrs and n != op.attrs["to"]]
         return [*found, *(with_attrs(op, kind=k) for k in COLLECTIVES - {op.kind})]
 
-    assert sum(expect_caught(partitioned_sample(s)[1], mutate) for s in SEEDS) > 100
+    assert expect_caught(partitioned_sample(0)[1], mutate) > 100
 
 
 def test_an_altered_strategy_is_caught() -> None:
@@ -133,7 +133,7 @@ def test_an_altered_strategy_is_caught() -> None:
         ]
         return [with_attrs(op, strategy=Strategy(o)) for o in options]
 
-    assert sum(expect_caught(partitioned_sample(s)[1], mutate) for s in SEEDS) > 100
+    assert expect_caught(partitioned_sample(0)[1], mutate) > 100
 
 
 def test_an_altered_layout_of_any_value_is_caught() -> None:
