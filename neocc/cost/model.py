@@ -1,0 +1,89 @@
+"""What an op and a move cost on one chip of a mesh, in seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from neocc.cost.collectives import collective_time
+from neocc.cost.hardware import Chip
+from neocc.cost.roofline import elementwise_time, matmul_time
+from neocc.cost.topology import AxisLink, axis_links
+from neocc.ir.mesh import Mesh
+from neocc.ir.program import Op, Value
+from neocc.ir.types import Dim
+
+Parts = Callable[[str], int]  # iteration dim -> number of blocks it is cut into
+
+
+def local(dims: Iterable[Dim], parts: Parts) -> int:
+    return math.prod(d.size // parts(d.name) for d in dims)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Prices of compute and communication on a mesh of one kind of chip."""
+
+    chip: Chip
+    mesh: Mesh
+    links: tuple[AxisLink, ...]
+    overlap: float = 0.9  # share of a hideable transfer that can run behind compute; assumed
+
+    @staticmethod
+    def of(chip: Chip, mesh: Mesh) -> CostModel:
+        return CostModel(chip, mesh, axis_links(chip, mesh.sizes))
+
+    def op_seconds(self, op: Op, parts: Parts) -> float:
+        """Time of one run of one op on one device, its iteration dims cut into ``parts``."""
+        if op.kind == "einsum":
+            batch, m, n, k = matmul_sizes(op, parts)
+            return matmul_time(self.chip, batch, m, n, k, op.operands[0].type.dtype)
+        if op.kind in ("constant", "iota", "rename", "split", "broadcast"):
+            return 0.0  # fused into what reads them
+        if op.kind == "gather":
+            moved = 2 * self.local_bytes(op.result, parts)  # rows, not the whole table
+        elif op.kind == "scatter_add":
+            moved = self.local_bytes(op.operands[0], parts) + self.local_bytes(op.result, parts)
+        else:
+            moved = sum(self.local_bytes(v, parts) for v in (*op.operands, *op.results))
+        return elementwise_time(self.chip, moved)
+
+    def traffic_seconds(self, values: Iterable[Value], parts: Parts) -> float:
+        """Time to read or write each value once: what a fused cluster costs."""
+        return elementwise_time(self.chip, sum(self.local_bytes(v, parts) for v in values))
+
+    def local_bytes(self, value: Value, parts: Parts) -> int:
+        return local(value.type.dims, parts) * value.type.itemsize
+
+    def move_seconds(self, kind: str, axis: int, full_bytes: int, target_bytes: int) -> float:
+        """Time of one reshard along a mesh axis. ``full_bytes``: the larger of what a device
+        holds before and after it; ``target_bytes``: what it holds after."""
+        if kind == "slice":
+            return elementwise_time(self.chip, 2 * target_bytes)
+        return collective_time(kind, full_bytes, self.links[axis])
+
+
+def matmul_sizes(op: Op, parts: Parts) -> tuple[int, int, int, int]:
+    """Local (batch, m, n, k) of an einsum: dims of both operands and the result; of the first
+    and the result; of the second and the result; the rest, which are summed."""
+    a, b = (set(v.type.names) for v in op.operands)
+    out = set(op.result.type.names)
+    dims = {d.name: d for v in op.operands for d in v.type.dims}
+    sizes = {n: d.size // parts(n) for n, d in dims.items()}
+
+    def product(names: Iterable[str]) -> int:
+        return math.prod(sizes[n] for n in names)
+
+    return (
+        product(a & b & out),
+        product((a & out) - b),
+        product((b & out) - a),
+        product(n for n in sizes if n not in out),
+    )
+
+
+def einsum_flops(op: Op, parts: Parts) -> int:
+    """FLOPs of one run on one device, 2 a multiply-add."""
+    batch, m, n, k = matmul_sizes(op, parts)
+    return 2 * batch * m * n * k

@@ -1,0 +1,380 @@
+"""The layout problem of a program: choices (one option each) and flows between them.
+
+A choice is a cluster's strategy, or the layout of a region's argument or output. A flow is one
+value: from the layout that its source's option makes, over single-axis moves, to the layout that
+each sink's option wants. A move is paid for once however many sinks use it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from neocc.cost.model import CostModel
+from neocc.ir.errors import LayoutError
+from neocc.ir.mesh import Layout, Mesh, Partial
+from neocc.ir.ops import OPS
+from neocc.ir.program import Input, Op, Program, Region, Value
+from neocc.ir.types import TensorType
+from neocc.passes.layout.algebra import (
+    SUM,
+    Assignment,
+    Boundary,
+    Move,
+    Strategy,
+    Through,
+    layouts,
+    moves,
+    op_layouts,
+    strategies,
+)
+from neocc.passes.layout.cluster import Cluster, clusters
+
+FOLLOWERS = ("rename", "cast", "detach")  # ops that may take their operand's layout for free
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a user's layout or an expert's plan allows; by default everything.
+
+    strategy: may this op take this strategy? stored: may this input be stored like this?
+    """
+
+    strategy: Callable[[Op, Strategy], bool] = lambda op, strategy: True
+    stored: Callable[[Input, TensorType, Layout], bool] = lambda info, type, layout: True
+
+
+@dataclass(eq=False)
+class Choice:
+    """One option of several: a cluster's strategies, or a boundary's layouts.
+
+    ``seconds[i]``: option i's compute time in one training step. ``dims``: names that options
+    may cut, in the tensor's order. ``strategies``: what each op that hangs on this choice does
+    under each option.
+    """
+
+    name: str
+    region: Region
+    dims: tuple[str, ...]
+    options: list[Strategy] | list[Layout]
+    seconds: list[float]
+    strategies: dict[Op, list[Strategy]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class End:
+    """Where a flow starts or ends: a choice, and the layout that each of its options means."""
+
+    choice: Choice
+    layouts: tuple[Layout, ...]
+
+
+@dataclass(eq=False)
+class Flow:
+    """A value on its way; ``trips``: how often a step runs it; ``hideable``: its transfers can
+    run behind the region's compute (see ``cost.timeline``)."""
+
+    value: Value
+    region: Region
+    source: End
+    sinks: list[End]
+    trips: int
+    hideable: bool
+
+
+@dataclass(eq=False)
+class Problem:
+    """Everything the solver needs, and how to read its answer."""
+
+    program: Program
+    mesh: Mesh
+    cost: CostModel
+    choices: list[Choice] = field(default_factory=list)
+    flows: list[Flow] = field(default_factory=list)
+    boundaries: dict[Region, tuple[list[End], list[End]]] = field(default_factory=dict)
+    sources: dict[Value, End] = field(default_factory=dict)
+    slices: dict[Region, int] = field(default_factory=dict)  # non-carried arguments of a body
+    graphs: dict[tuple[object, ...], dict[Layout, list[Move]]] = field(default_factory=dict)
+
+    def moves_from(self, layout: Layout, type: TensorType) -> list[Move]:
+        graph = self.graphs.setdefault((*type.dims,), {})
+        if layout not in graph:
+            graph[layout] = moves(layout, type, self.mesh)
+        return graph[layout]
+
+    def seconds(self, flow: Flow, move: Move) -> float:
+        """Time of one move of one flow in a whole step."""
+        return self.move_seconds(move, flow.value.type) * flow.trips
+
+    def move_seconds(self, move: Move, type: TensorType) -> float:
+        source = type.local_bytes(self.mesh, move.source)
+        target = type.local_bytes(self.mesh, move.target)
+        return self.cost.move_seconds(move.kind, move.axis, max(source, target), target)
+
+    def assignment(
+        self, picked: dict[Choice, int], used: dict[Value, frozenset[tuple[Layout, Layout]]]
+    ) -> Assignment:
+        """The solver's answer as an assignment: ``picked`` option per choice, ``used`` moves."""
+        chosen: dict[Op, Strategy] = {}
+        for choice, i in picked.items():
+            chosen.update({op: made[i] for op, made in choice.strategies.items()})
+
+        def at(end: End) -> Layout:
+            return end.layouts[picked[end.choice]]
+
+        boundaries = {
+            region: Boundary(tuple(map(at, args)), tuple(map(at, outputs)))
+            for region, (args, outputs) in self.boundaries.items()
+        }
+        return Assignment(chosen, boundaries, dict(used))
+
+
+def build(
+    program: Program, mesh: Mesh, cost: CostModel, rules: Rules | None = None
+) -> Problem:
+    """The layout problem of a whole program.
+
+    Raises:
+        LayoutError: the rules leave an op or an input no option.
+    """
+    return Builder(Problem(program, mesh, cost), rules or Rules()).build()
+
+
+class Builder:
+    """Walks the program's regions; only ``build`` uses it."""
+
+    def __init__(self, problem: Problem, rules: Rules):
+        self.problem = problem
+        self.mesh = problem.mesh
+        self.cost = problem.cost
+        self.rules = rules
+        repeated = {op.attrs["dim"].name for op in problem.program.body.walk() if op.regions}
+        self.uncut = frozenset(repeated)
+
+    def build(self) -> Problem:
+        program, body = self.problem.program, self.problem.program.body
+        made = self.cluster_choices(body, 1)
+        ends: dict[str, End] = {}
+        for info, value in program.named_inputs:
+            ends[info.name] = self.tied_to_cluster(info, value, made) or self.stored(info, value)
+        outputs = [
+            ends[name] if name in ends else self.boundary(name, v.type, body)
+            for name, v in zip(program.outputs, body.outputs, strict=True)
+        ]
+        self.region(body, 1, list(ends.values()), outputs, made)
+        return self.problem
+
+    def add(self, choice: Choice) -> Choice:
+        if not choice.options:
+            raise LayoutError(f"{choice.name}: the layout given leaves no legal way to place it")
+        self.problem.choices.append(choice)
+        return choice
+
+    def placed(self, name: str, type: TensorType, region: Region, options: list[Layout]) -> End:
+        """The choice among layouts of one value."""
+        zero = [0.0] * len(options)
+        return End(self.add(Choice(name, region, type.names, options, zero)), tuple(options))
+
+    def boundary(self, name: str, type: TensorType, region: Region, partial: bool = False) -> End:
+        found = layouts(type, self.mesh, partial)
+        return self.placed(name, type, region, [lay for lay in found if not lay.dims & self.uncut])
+
+    def stored(self, info: Input, value: Value) -> End:
+        options = [
+            layout
+            for layout in layouts(value.type, self.mesh)
+            if not layout.dims & self.uncut and self.rules.stored(info, value.type, layout)
+        ]
+        return self.placed(info.name, value.type, self.problem.program.body, options)
+
+    def tied_to_cluster(
+        self, info: Input, value: Value, made: dict[Op, Choice]
+    ) -> End | None:
+        """A state that one cluster alone reads and replaces is stored as that cluster cuts it:
+        any other layout would only add a reshard."""
+        program = self.problem.program
+        readers = [op for op in program.body.ops if value in op.operands]
+        if info.name not in program.outputs or not readers:
+            return None
+        output = program.output_value(info.name)
+        choice = made.get(readers[0])
+        writer = next((op for op in program.body.ops if output in op.results), None)
+        once = program.body.outputs.count(output) == 1
+        if choice is None or writer is None or not once:
+            return None
+        if any(made.get(op) is not choice for op in (*readers, writer)):
+            return None
+        index = readers[0].operands.index(value)
+        end = End(choice, tuple(lays[0][index] for lays in self.op_layouts(choice, readers[0])))
+        allowed = all(self.rules.stored(info, value.type, layout) for layout in end.layouts)
+        return end if allowed else None
+
+    def cluster_choices(self, region: Region, trips: int) -> dict[Op, Choice]:
+        """A choice per cluster; ops that may follow their operand's choice are left out."""
+        uses = Counter(v for op in region.ops for v in op.operands)
+        uses.update(region.outputs)
+        made: dict[Op, Choice] = {}
+        for cluster in clusters(region):
+            first = cluster.ops[0]
+            alone = len(cluster.ops) == 1
+            if alone and first.kind in FOLLOWERS and uses[first.operands[0]] == 1:
+                continue
+            made.update(dict.fromkeys(cluster.ops, self.cluster_choice(cluster, trips)))
+        return made
+
+    def cluster_choice(self, cluster: Cluster, trips: int) -> Choice:
+        first = cluster.ops[0]
+        found = strategies(first, self.mesh, self.uncut)
+        if len(cluster.ops) > 1 or first.kind == "einsum":
+            # Only single ops pass partial sums on, and products read whole operands.
+            found = [s for s in found if all(c is None or isinstance(c, str) for c in s.axes)]
+        found = [s for s in found if all(self.rules.strategy(op, s) for op in cluster.ops)]
+        results = self.external(cluster)
+        seconds = [self.seconds(cluster, results, s) * trips for s in found]
+        names = (n for v in (*first.results, *first.operands) for n in v.type.names)
+        label = f"{first.kind} at {first.loc}" if first.loc else first.kind
+        each = dict.fromkeys(cluster.ops, found)
+        dims = tuple(dict.fromkeys(names))
+        return self.add(Choice(label, cluster.region, dims, found, seconds, each))
+
+    def external(self, cluster: Cluster) -> list[Value]:
+        """Results of a cluster that something outside it uses."""
+        inside = set(cluster.ops)
+        made = {r for op in cluster.ops for r in op.results}
+        used: dict[Value, None] = {}
+        for op in cluster.region.ops:
+            if op not in inside:
+                used.update((v, None) for v in op.operands if v in made)
+        used.update((v, None) for v in cluster.region.outputs if v in made)
+        return list(used)
+
+    def seconds(self, cluster: Cluster, results: list[Value], strategy: Strategy) -> float:
+        """Compute time of one run of a cluster on one device."""
+
+        def parts(dim: str) -> int:
+            return strategy.parts(dim, self.mesh)
+
+        if len(cluster.ops) == 1:
+            return self.cost.op_seconds(cluster.ops[0], parts)
+        return self.cost.traffic_seconds([*cluster.inputs(), *results], parts)
+
+    def follow(self, op: Op, source: End, trips: int) -> bool:
+        """Lets an op that only relabels or narrows its operand take whatever layout that has."""
+        widens = op.result.type.itemsize > op.operands[0].type.itemsize
+        following = [unary_strategy(op, layout) for layout in source.layouts]
+        if widens or not all(s is not None and self.rules.strategy(op, s) for s in following):
+            return False
+        made = [s for s in following if s is not None]
+        choice = source.choice
+        choice.strategies[op] = made
+        for i, s in enumerate(made):
+            parts = self.cost.op_seconds(op, lambda dim, s=s: s.parts(dim, self.mesh))
+            choice.seconds[i] += parts * trips
+        return True
+
+    def op_layouts(
+        self, choice: Choice, op: Op
+    ) -> list[tuple[tuple[Layout, ...], tuple[Layout, ...]]]:
+        return [op_layouts(op, s) for s in choice.strategies[op]]
+
+    def region(
+        self,
+        region: Region,
+        trips: int,
+        args: list[End],
+        outputs: list[End],
+        made: dict[Op, Choice],
+        carries: int | None = None,
+    ) -> None:
+        self.problem.boundaries[region] = (args, outputs)
+        sources: dict[Value, End] = dict(zip(region.args, args, strict=True))
+        sinks: dict[Value, list[End]] = defaultdict(list)
+        for op in region.ops:
+            if op.kind == "repeat":
+                self.repeat(op, trips, sources, sinks)
+                continue
+            if op in made:
+                choice = made[op]
+            elif self.follow(op, sources[op.operands[0]], trips):
+                choice = sources[op.operands[0]].choice
+            else:
+                choice = self.cluster_choice(Cluster((op,), region), trips)
+            per_option = self.op_layouts(choice, op)
+            for i, v in enumerate(op.operands):
+                sinks[v].append(End(choice, tuple(lays[0][i] for lays in per_option)))
+            for i, v in enumerate(op.results):
+                sources[v] = End(choice, tuple(lays[1][i] for lays in per_option))
+        for v, end in zip(region.outputs, outputs, strict=True):
+            sinks[v].append(end)
+        self.problem.sources.update(sources)
+        hideable = set() if carries is None else hideable_values(region, carries)
+        for v, ends in sinks.items():
+            kept = merge_ends(sources[v], ends)
+            if kept:
+                flow = Flow(v, region, sources[v], kept, trips, v in hideable)
+                self.problem.flows.append(flow)
+
+    def repeat(
+        self, op: Op, trips: int, sources: dict[Value, End], sinks: dict[Value, list[End]]
+    ) -> None:
+        region, carries = op.regions[0], op.attrs["carries"]
+        self.problem.slices[region] = len(region.args) - carries
+        args, outputs = [], []
+        for i, (v, arg) in enumerate(zip(op.operands, region.args, strict=True)):
+            end = self.boundary(arg.name or f"argument {i}", arg.type, region)
+            args.append(end)
+            sinks[v].append(end)
+        for i, (v, out) in enumerate(zip(op.results, region.outputs, strict=True)):
+            if i < carries:
+                end = args[i]
+            else:
+                end = self.boundary(out.name or f"output {i}", out.type, region, partial=True)
+            outputs.append(end)
+            sources[v] = end
+        inner = trips * op.attrs["dim"].size
+        self.region(region, inner, args, outputs, self.cluster_choices(region, inner), carries)
+
+
+def unary_strategy(op: Op, layout: Layout) -> Strategy | None:
+    """The strategy of a one-operand op that takes its operand as ``layout``, if there is one."""
+    space = OPS[op.kind].space(op)
+    follows = dict(zip(op.operands[0].type.names, space.operands[0], strict=True))
+    passes = OPS[op.kind].linear(op)
+    axes: list[str | Through | None] = []
+    for place in layout.axes:
+        if isinstance(place, Partial):
+            if place != SUM or not passes:
+                return None
+            axes.append(Through(passes[0]))
+        else:
+            axes.append(place and follows[place])
+    return Strategy(tuple(axes))
+
+
+def merge_ends(source: End, ends: list[End]) -> list[End]:
+    """Sinks that can ask for different things: equal ones once, and none that always gets what
+    the source's own choice makes."""
+    kept: dict[tuple[Choice, tuple[Layout, ...]], End] = {}
+    for end in ends:
+        if end.choice is source.choice and end.layouts == source.layouts:
+            continue
+        kept.setdefault((end.choice, end.layouts), end)
+    return list(kept.values())
+
+
+def hideable_values(region: Region, carries: int) -> set[Value]:
+    """Values of a repeat's body whose transfers can hide behind compute: those that do not
+    depend on what the body carries (weights, fetched ahead), and those on which the next carry
+    does not depend (gradients, sent behind)."""
+    after: set[Value] = set(region.args[:carries])
+    for op in region.ops:
+        if any(v in after for v in op.operands):
+            after.update(op.results)
+    before: set[Value] = set(region.outputs[:carries])
+    for op in reversed(region.ops):
+        if any(r in before for r in op.results):
+            before.update(op.operands)
+    everything = set(itertools.chain(region.args, *(op.results for op in region.ops)))
+    return everything - (after & before)

@@ -1,0 +1,175 @@
+"""What a user's layout, or an expert's plan, allows: constraints on the layout problem.
+
+A layout in Mesh TensorFlow's syntax, ``batch:x,heads:y``, says of each mesh axis that it names
+which dims it cuts: these, wherever they occur, and no others. Axes that it does not name are the
+solver's. One dim may be given several axes (``batch:x,batch:y``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from neocc.ir.errors import LayoutError
+from neocc.ir.mesh import Layout, Mesh
+from neocc.ir.ops import OPS
+from neocc.ir.ops.base import SEQUENTIAL
+from neocc.ir.program import Input, Op, Program
+from neocc.ir.types import TensorType
+from neocc.passes.layout.algebra import Choice, Strategy
+from neocc.passes.layout.problem import Rules
+
+PADDING_ALLOWED = 0.01  # a dim may grow by this share, unasked, to divide by more axes
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def parse_layout(text: str, program: Program, mesh: Mesh) -> dict[int, tuple[str, ...]]:
+    """Mesh axis index -> the dims it cuts, from ``dim:axis,dim:axis``.
+
+    Raises:
+        LayoutError: a rule is not ``dim:axis``, names an unknown dim or axis, or two of an
+            axis' dims meet in one tensor.
+    """
+    dims = program.dims
+    found: dict[int, tuple[str, ...]] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        dim, colon, axis = (p.strip() for p in part.partition(":"))
+        if not (dim and colon and axis):
+            raise LayoutError(f"layout rule {part!r} is not of the form dim:axis")
+        if dim not in dims:
+            raise LayoutError(f"layout {part!r}: the model has no dim {dim!r}{nearest(dim, dims)}")
+        if axis not in mesh.names:
+            raise LayoutError(
+                f"layout {part!r}: the mesh {mesh} has no axis {axis!r}{nearest(axis, mesh.names)}"
+            )
+        index = mesh.index(axis)
+        found[index] = tuple(dict.fromkeys((*found.get(index, ()), dim)))
+    for index, names in found.items():
+        for value in program.values():
+            both = [n for n in names if value.type.has(n)]
+            if len(both) > 1:
+                raise LayoutError(
+                    f"layout {text!r}: axis {mesh.names[index]!r} cuts both {both[0]!r} and "
+                    f"{both[1]!r}, which meet in the tensor {value!r}; one axis cuts one dim of it"
+                )
+    return found
+
+
+def padded_sizes(
+    program: Program, mesh: Mesh, given: Mapping[int, tuple[str, ...]] | None = None
+) -> dict[str, int]:
+    """Sizes that dims grow to so that they divide: for a given layout as far as it needs; else to
+    a multiple of as many devices as cost at most ``PADDING_ALLOWED`` more."""
+    repeated = {op.attrs["dim"].name for op in program.body.walk() if op.kind == "repeat"}
+    products = {1}
+    for size in mesh.sizes:
+        products |= {p * size for p in products}
+    found: dict[str, int] = {}
+    for dim in program.dims.values():
+        if dim.name in repeated or dim.size == 0:
+            continue
+        axes = [i for i, names in (given or {}).items() if dim.name in names]
+        forced = math.prod(mesh.sizes[i] for i in axes)
+        for parts in sorted(products, reverse=True):
+            padded = -(-dim.size // parts) * parts
+            if padded % forced == 0 and padded - dim.size <= PADDING_ALLOWED * dim.size:
+                break
+        else:
+            padded = -(-dim.size // forced) * forced
+        if padded != dim.size:
+            found[dim.name] = padded
+    return found
+
+
+def cuttable(op: Op) -> frozenset[str]:
+    space = OPS[op.kind].space(op)
+    return frozenset(i.name for i in space.iters if i.kind != SEQUENTIAL)
+
+
+def given_layout(given: Mapping[int, tuple[str, ...]]) -> Rules:
+    """The rules of a parsed layout."""
+
+    def strategy(op: Op, s: Strategy) -> bool:
+        dims = cuttable(op)
+        for axis, names in given.items():
+            here = [n for n in names if n in dims]
+            choice = s.axes[axis]
+            if here and choice not in here:
+                return False
+            if not here and isinstance(choice, str):
+                return False
+        return True
+
+    def stored(info: Input, type: TensorType, layout: Layout) -> bool:
+        return all(
+            layout.axes[axis] == next((n for n in names if type.has(n)), None)
+            for axis, names in given.items()
+        )
+
+    return Rules(strategy, stored)
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A plan that an expert would try: its name, and its rules on a mesh."""
+
+    name: str
+    rules: Rules
+
+
+Wanted = Callable[[frozenset[str]], Choice]  # iteration dims of an op -> what the axis cuts
+
+
+def prefer(*order: str) -> Wanted:
+    return lambda dims: next((n for n in order if n in dims), None)
+
+
+def per_axis(wanted: Mapping[int, Wanted]) -> Callable[[Op, Strategy], bool]:
+    """Each axis cuts the dim that it wants of every op; where it wants none, it is free."""
+
+    def allowed(op: Op, s: Strategy) -> bool:
+        dims = cuttable(op)
+        wishes = ((s.axes[axis], want(dims)) for axis, want in wanted.items())
+        return all(wish is None or choice == wish for choice, wish in wishes)
+
+    return allowed
+
+
+def experts(mesh: Mesh) -> list[Expert]:
+    """Pure data parallel, FSDP (ZeRO-3), and Megatron's tensor + sequence parallel on each axis
+    with data parallel on the others; in the dim names of models/gpt.py."""
+    axes = [i for i, size in enumerate(mesh.sizes) if size > 1]
+    data = per_axis({i: prefer("batch") for i in axes})
+
+    def replicated(info: Input, type: TensorType, layout: Layout) -> bool:
+        return info.role == "data" or not layout.dims
+
+    def sharded(info: Input, type: TensorType, layout: Layout) -> bool:
+        if info.role == "data" or not type.dims:
+            return True
+        uncut = math.prod(mesh.sizes[i] for i in axes if layout.axes[i] is None)
+        # A tensor too small to cut further stays as it is.
+        return uncut == 1 or type.size // (mesh.size // uncut) < 1024 * uncut
+
+    found = [Expert("data parallel", Rules(data, replicated)), Expert("FSDP", Rules(data, sharded))]
+    for tensor in axes:
+        wanted = {i: prefer("batch") for i in axes if i != tensor}
+        wanted[tensor] = prefer("heads", "mlp", "vocab", "seq")
+
+        def megatron(info: Input, type: TensorType, layout: Layout, axis: int = tensor) -> bool:
+            if info.role != "parameter":
+                return True
+            want = next((n for n in ("heads", "mlp", "vocab") if type.has(n)), None)
+            others = all(layout.axes[i] is None for i in axes if i != axis)
+            return others and layout.axes[axis] == want
+
+        name = f"Megatron on {mesh.names[tensor]}"
+        found.append(Expert(name, Rules(per_axis(wanted), megatron)))
+    return found

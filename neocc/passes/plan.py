@@ -1,0 +1,290 @@
+"""Plan a program on a mesh: pad, solve within memory, partition, and count what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from neocc.cost.hardware import Chip
+from neocc.cost.model import CostModel, einsum_flops
+from neocc.ir.errors import Loc
+from neocc.ir.mesh import Mesh
+from neocc.ir.program import Program, Region, Value
+from neocc.passes.layout.algebra import Assignment, Strategy
+from neocc.passes.layout.memory import Memory, limit, peak, points
+from neocc.passes.layout.problem import Problem, Rules, build, hideable_values
+from neocc.passes.layout.rules import given_layout, padded_sizes, parse_layout
+from neocc.passes.layout.solve import Solution, solve
+from neocc.passes.pad import Padding, pad_program
+from neocc.passes.partition import Partitioned, apply
+
+ROUNDS = 10  # prices of memory that are tried
+TOLERANCE = 1e-6  # a gap, as a share of the step, that counts as none
+SEARCH = 60.0  # seconds for the last search when memory is short
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective of the plan.
+
+    bytes: what one device puts in; result_bytes: what it gets out; count: times a step runs it;
+    seconds: of one run; hideable: it can run behind the compute of its region.
+    """
+
+    id: int
+    kind: str
+    axis: str
+    dim: str | None
+    tensor: str
+    loc: Loc | None
+    bytes: int
+    result_bytes: int
+    count: int
+    seconds: float
+    hideable: bool
+    region: str
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Predicted seconds of one step. hidden: communication that runs behind compute."""
+
+    compute: float
+    exposed: float
+    hidden: float
+
+    @property
+    def step(self) -> float:
+        return self.compute + self.exposed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A program laid out on a mesh, what it costs, and how good it is proved to be.
+
+    flops: of matrix products, per device and step, recomputation included; model_flops: of the
+    whole unpadded step on all devices together, without recomputation.
+    """
+
+    program: Program
+    paddings: tuple[Padding, ...]
+    mesh: Mesh
+    chip: Chip
+    problem: Problem
+    solution: Solution
+    partitioned: Partitioned
+    collectives: tuple[Collective, ...]
+    timeline: Timeline
+    memory: Memory
+    flops: int
+    model_flops: int
+
+    @property
+    def assignment(self) -> Assignment:
+        return self.solution.assignment
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= self.chip.hbm_bytes
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOP/s over peak FLOP/s of the matrix unit in bf16, all devices."""
+        peak_flops = self.chip.peak_flops["bf16"] * self.mesh.size
+        return self.model_flops / (self.timeline.step * peak_flops)
+
+
+def make_plan(
+    program: Program,
+    mesh: Mesh,
+    chip: Chip,
+    layout: str = "",
+    rules: Rules | None = None,
+    memory_limit: float | None = None,
+) -> Plan:
+    """The best plan within a device's memory, or the nearest to fitting (see ``Plan.fits``).
+
+    ``layout``: a full or partial layout in Mesh TensorFlow's syntax, ``batch:x,heads:y``.
+    ``memory_limit``: bytes per device, the chip's by default.
+
+    Raises:
+        LayoutError: the layout names what is not there, or leaves an op no strategy.
+    """
+    given = parse_layout(layout, program, mesh) if layout else {}
+    padded, paddings = pad_program(program, padded_sizes(program, mesh, given))
+    cost = CostModel.of(chip, mesh)
+    problem = build(padded, mesh, cost, rules or given_layout(given))
+    available = chip.hbm_bytes if memory_limit is None else memory_limit
+    solution, memory = solve_within(problem, available, SEARCH)
+    partitioned = apply(
+        padded, mesh, solution.assignment, lambda m, t: problem.move_seconds(m, t) + 1e-12
+    )
+    collectives = tuple(list_collectives(partitioned, cost))
+    return Plan(
+        program=padded,
+        paddings=tuple(paddings),
+        mesh=mesh,
+        chip=chip,
+        problem=problem,
+        solution=solution,
+        partitioned=partitioned,
+        collectives=collectives,
+        timeline=timeline(problem, solution, collectives),
+        memory=memory,
+        flops=local_flops(partitioned.program.body, mesh),
+        model_flops=model_flops(program.body),
+    )
+
+
+def solve_within(problem: Problem, available: float, seconds: float) -> tuple[Solution, Memory]:
+    """The fastest assignment whose every point holds at most ``available`` bytes, or, where none
+    is, the one whose fullest point is least full.
+
+    Rows are added for the points that solutions overfill. Where the fastest assignment does not
+    fit, memory is priced: each price gives an assignment and a bound (Lagrange), and the best
+    pair starts a last search with hard limits, which runs for at most ``seconds``.
+    """
+    at = points(problem)
+    fastest = solve(problem)
+    memory, point = peak(problem, fastest, at)
+    if memory.peak <= available:
+        return fastest, memory
+    rows = {point.op: limit(problem, point, available)}
+
+    def priced(price: float, weight: float = 1.0) -> tuple[Solution, Memory]:
+        while True:
+            found = solve(problem, list(rows.values()), price, weight)
+            memory, point = peak(problem, found, at)
+            if point.op in rows or memory.peak <= available:
+                return found, memory
+            rows[point.op] = limit(problem, point, available)
+
+    smallest, memory = priced(1.0, 1e-6)
+    if memory.peak > available:
+        return smallest, memory
+    best, bound, price = (smallest, memory), fastest.bound, fastest.objective
+    low, high = 0.0, math.inf
+    for _ in range(ROUNDS):
+        found, memory = priced(price)
+        bound = max(bound, found.bound)
+        if memory.peak <= available:
+            best, high = min(best, (found, memory), key=lambda pair: pair[0].objective), price
+        else:
+            low = price
+        price = 4 * price if high == math.inf else math.sqrt(max(low, high / 64) * high)
+        if high < 1.5 * low:
+            break
+    while seconds > 0 and best[0].objective - bound > TOLERANCE * best[0].objective:
+        found = solve(problem, list(rows.values()), start=best[0], time_limit=seconds)
+        seconds -= found.seconds
+        bound = max(bound, found.bound)
+        memory, point = peak(problem, found, at)
+        if memory.peak <= available:
+            best = (found, memory)
+            break
+        rows[point.op] = limit(problem, point, available)
+    return replace(best[0], bound=bound), best[1]
+
+
+@dataclass(frozen=True)
+class Body:
+    """A region of a program: its name for the reader, how often a step runs it, and its number
+    of carried values (None for the whole program's body)."""
+
+    name: str
+    region: Region
+    trips: int
+    carries: int | None
+
+
+def bodies(region: Region, name: str = "outside layers", trips: int = 1) -> list[Body]:
+    """A program's body and those of its repeats, in an order that partitioning keeps."""
+    found = [Body(name, region, trips, None)]
+    for op in region.ops:
+        if op.kind == "repeat":
+            dim, inner = op.attrs["dim"], op.regions[0]
+            direction = "backward" if op.attrs["reverse"] else "forward"
+            below = bodies(inner, f"{dim.name} {direction}", trips * dim.size)
+            found += [replace(below[0], carries=op.attrs["carries"]), *below[1:]]
+    return found
+
+
+def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collective]:
+    """Every collective and local slice of a partitioned program."""
+    mesh = partitioned.mesh
+    found = []
+    for body in bodies(partitioned.program.body):
+        hideable: set[Value] = set()
+        if body.carries is not None:
+            hideable = hideable_values(body.region, body.carries)
+        for op in body.region.ops:
+            if "axis" not in op.attrs:
+                continue
+            before = op.operands[0].type.local_bytes(mesh)
+            after = op.result.type.local_bytes(mesh)
+            kind = "slice" if op.kind == "local_slice" else op.kind
+            axis = mesh.index(op.attrs["axis"])
+            found.append(
+                Collective(
+                    id=op.attrs["id"],
+                    kind=kind,
+                    axis=op.attrs["axis"],
+                    dim=op.attrs.get("dim"),
+                    tensor=op.operands[0].name,
+                    loc=op.loc,
+                    bytes=before,
+                    result_bytes=after,
+                    count=body.trips,
+                    seconds=cost.move_seconds(kind, axis, max(before, after), after),
+                    hideable=op.operands[0] in hideable,
+                    region=body.name,
+                )
+            )
+    return found
+
+
+def timeline(
+    problem: Problem, solution: Solution, collectives: Iterable[Collective]
+) -> Timeline:
+    """Per region, a share of what is hideable hides behind compute as far as there is any."""
+    share = problem.cost.overlap
+    compute: dict[Region, float] = defaultdict(float)
+    for choice, i in solution.picked.items():
+        compute[choice.region] += choice.seconds[i]
+    exposed = hidden = 0.0
+    by_region: dict[str, list[Collective]] = defaultdict(list)
+    for c in collectives:
+        by_region[c.region].append(c)
+    for body in bodies(problem.program.body):
+        here = by_region[body.name]
+        behind = share * sum(c.seconds * c.count for c in here if c.hideable)
+        total = sum(c.seconds * c.count for c in here)
+        hides = min(behind, compute[body.region])
+        hidden += hides
+        exposed += total - hides
+    return Timeline(sum(compute.values()), exposed, hidden)
+
+
+def local_flops(region: Region, mesh: Mesh) -> int:
+    """FLOPs of the matrix products that one device runs in a step."""
+    total = 0
+    for op in region.ops:
+        if op.kind == "einsum":
+            strategy: Strategy = op.attrs["strategy"]
+            total += einsum_flops(op, lambda dim, s=strategy: s.parts(dim, mesh))
+        elif op.kind == "repeat":
+            total += op.attrs["dim"].size * local_flops(op.regions[0], mesh)
+    return total
+
+
+def model_flops(region: Region) -> int:
+    """FLOPs of a program's matrix products that are not recomputation, on all devices."""
+    total = 0
+    for op in region.ops:
+        if op.kind == "einsum" and not op.attrs.get("recomputed"):
+            total += einsum_flops(op, lambda dim: 1)
+        elif op.kind == "repeat":
+            total += op.attrs["dim"].size * model_flops(op.regions[0])
+    return total
