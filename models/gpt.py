@@ -15,7 +15,7 @@ from neocc.ir.errors import NeoccError
 from neocc.ir.program import Program
 from neocc.ir.types import Dim
 from neocc.nn import cross_entropy, dropout, gelu, layer_norm, softmax
-from neocc.optim import Moments, adam, clip_scale, global_norm, learning_rate
+from neocc.optim import Moments, adam, clip_scale, global_norm, learning_rate, moment_weights
 from neocc.passes.autodiff import gradients
 
 ATTENTION = ("global", "local", "none")
@@ -105,7 +105,7 @@ class Weight:
 
 
 def weights(c: Config) -> dict[str, Weight]:
-    """Every parameter by name; ``h3.q`` is layer 3's and that of the layers stacked on it."""
+    """Every parameter by name; ``h3.attn.q`` is layer 3's and that of those stacked on it."""
     _, seq, heads, head_dim, embd, mlp, vocab = c.dims()
     q = kv = 0.02
     o = proj = 0.02 / math.sqrt(2 * c.layers if c.scale_by_depth else 1)
@@ -136,9 +136,9 @@ def weights(c: Config) -> dict[str, Weight]:
     found = {"wte": Weight((vocab, embd), 0.02), "wpe": Weight((seq, embd), 0.01)}
     for layers, first, types in c.stacks():
         for i, kind in enumerate(types):
-            for part, members in (feed if kind == "none" else attn | feed).items():
+            for group, members in (feed if kind == "none" else attn | feed).items():
                 for name, w in members.items():
-                    found[f"h{first + i}.{part}.{name}"] = replace(w, dims=(layers, *w.dims))
+                    found[f"h{first + i}.{group}.{name}"] = replace(w, dims=(layers, *w.dims))
     return found | {f"ln_f.{name}": w for name, w in norm.items()}
 
 
@@ -146,6 +146,7 @@ Parameters = dict[str, Tensor]
 
 
 def part(w: Parameters, prefix: str) -> Parameters:
+    """Those whose name begins with ``prefix``, without it."""
     return {n.removeprefix(prefix): t for n, t in w.items() if n.startswith(prefix)}
 
 
@@ -154,10 +155,10 @@ def attention(c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | Non
     _, seq, _, head_dim, *_ = c.dims()
     memory = Dim("memory", c.seq)
     w = {name: t.cast(c.dtype) for name, t in w.items()}
-    q = einsum(x, w["q"], ("batch", "seq", "heads", "head_dim"))
-    k = einsum(x, w["k"], ("batch", "seq", "heads", "head_dim")).rename(seq="memory")
-    v = einsum(x, w["v"], ("batch", "seq", "heads", "head_dim")).rename(seq="memory")
-    scores = einsum(q, k, ("batch", "heads", "seq", "memory"), dtype=c.param_dtype)
+    q = einsum(x, w["q"], "batch seq heads head_dim")
+    k = einsum(x, w["k"], "batch seq heads head_dim").rename(seq="memory")
+    v = einsum(x, w["v"], "batch seq heads head_dim").rename(seq="memory")
+    scores = einsum(q, k, "batch heads seq memory", dtype=c.param_dtype)
     if c.scale_scores:
         scores = scores * head_dim.size**-0.5
     i, j = iota(x, seq), iota(x, memory)
@@ -166,15 +167,15 @@ def attention(c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | Non
         seen = seen & (i < j + c.window)
     p = softmax(select(seen, scores, -1e10), memory)
     p = dropout(p, c.attn_dropout, seed, ATTN_SALT).cast(c.dtype)
-    mixed = einsum(p, v, ("batch", "seq", "heads", "head_dim"))
-    return einsum(mixed, w["o"], ("batch", "seq", "embd")) + w["b"]
+    mixed = einsum(p, v, "batch seq heads head_dim")
+    return einsum(mixed, w["o"], "batch seq embd") + w["b"]
 
 
 def feed_forward(c: Config, x: Tensor, w: Parameters) -> Tensor:
     """x[batch, seq, embd] -> [batch, seq, embd] through mlp."""
     w = {name: t.cast(c.dtype) for name, t in w.items()}
-    h = gelu(einsum(x, w["fc"], ("batch", "seq", "mlp")) + w["fc_b"])
-    return einsum(h, w["proj"], ("batch", "seq", "embd")) + w["proj_b"]
+    h = gelu(einsum(x, w["fc"], "batch seq mlp") + w["fc_b"])
+    return einsum(h, w["proj"], "batch seq embd") + w["proj_b"]
 
 
 def layer(c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | None) -> Tensor:
@@ -217,7 +218,7 @@ def model(c: Config, w: Parameters, tokens: Tensor, seed: Tensor | None) -> Tens
         x = repeat(layers, period, x, stacked, c.recompute)
     h = layer_norm(x, w["ln_f.g"], w["ln_f.b"], x.dim("embd")).cast(c.dtype)
     wte = w["wte"].cast(c.dtype)
-    return einsum(h, wte, ("batch", "seq", "vocab"), dtype=c.param_dtype)
+    return einsum(h, wte, "batch seq vocab", dtype=c.param_dtype)
 
 
 def losses(c: Config, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -265,10 +266,10 @@ def train_step(c: Config) -> Program:
     time = step.cast(c.param_dtype)
     lr = learning_rate(time, c.lr, c.warmup, c.lr_decay, c.steps)
     scale = None if c.clip is None else clip_scale(norm, c.clip)
+    correct = moment_weights(time + 1.0, c.beta1, c.beta2) if c.bias_correction else None
     after = {"step": step + 1}
     for n, p in weights(c).items():
         grad = grads[n] if scale is None else grads[n] * scale
-        correct = time + 1.0 if c.bias_correction else None
         update, (m, v) = adam(grad, moments[n], c.beta1, c.beta2, c.epsilon, correct)
         if p.decays and c.weight_decay:
             update = update + c.weight_decay * w[n]

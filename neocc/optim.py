@@ -53,22 +53,27 @@ class Moments(NamedTuple):
     v: Tensor
 
 
+def moment_weights(time: Tensor, beta1: float, beta2: float) -> Moments:
+    """How much of the gradients so far update number ``time`` (a float scalar, from 1) finds in
+    each moment; the rest is the zero that it started from."""
+    return Moments(1.0 - beta1**time, 1.0 - beta2**time)
+
+
 def adam(
     gradient: Tensor,
     old: Moments,
     beta1: float,
     beta2: float,
     epsilon: float,
-    time: Tensor | None = None,
+    weights: Moments | None = None,
 ) -> tuple[Tensor, Moments]:
     """Adam's direction (to be subtracted, times the learning rate) and the next moments.
 
-    ``time``: the number of this update, from 1, as a float scalar: the moments' bias towards
-    zero is corrected (Kingma and Ba, 2015). None: it is not, as in GPT-Neo and BERT.
+    ``weights``: those of ``moment_weights``; the moments' bias towards zero is corrected (Kingma
+    and Ba, 2015). None: it is not, as in GPT-Neo and BERT.
     """
     m = beta1 * old.m + (1.0 - beta1) * gradient
     v = beta2 * old.v + (1.0 - beta2) * (gradient * gradient)
-    if time is None:
+    if weights is None:
         return m / (sqrt(v) + epsilon), Moments(m, v)
-    m_hat, v_hat = m / (1.0 - beta1**time), v / (1.0 - beta2**time)
-    return m_hat / (sqrt(v_hat) + epsilon), Moments(m, v)
+    return m / weights.m / (sqrt(v / weights.v) + epsilon), Moments(m, v)

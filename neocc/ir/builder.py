@@ -272,9 +272,11 @@ def select(condition: Tensor, x: Tensor | Scalar, y: Tensor | Scalar) -> Tensor:
     return emit("select", condition, like._lift(x), like._lift(y))
 
 
-def einsum(a: Tensor, b: Tensor, out: Sequence[str], dtype: str | None = None) -> Tensor:
-    """Product of two tensors summed over every dim that is not in ``out``."""
-    return emit("einsum", a, b, out=tuple(out), dtype=dtype or a.dtype)
+def einsum(a: Tensor, b: Tensor, out: str | Sequence[str], dtype: str | None = None) -> Tensor:
+    """Product of two tensors summed over every dim that is not in ``out``, which names the
+    result's dims in order: ``"batch seq heads"``, or a sequence of names."""
+    names = tuple(out.split() if isinstance(out, str) else out)
+    return emit("einsum", a, b, out=names, dtype=dtype or a.dtype)
 
 
 def dot(a: Tensor, b: Tensor, *over: str | Dim, dtype: str | None = None) -> Tensor:
@@ -328,7 +330,7 @@ def unflatten(tree: Tree, leaves: Iterator[Any]) -> Tree:
     if isinstance(tree, Tensor):
         return next(leaves)
     if isinstance(tree, Mapping):
-        return type(tree)((k, unflatten(v, leaves)) for k, v in tree.items())
+        return {k: unflatten(v, leaves) for k, v in tree.items()}
     return type(tree)(unflatten(v, leaves) for v in tree)
 
 
