@@ -20,7 +20,9 @@ from models.gpt import PRESETS, Config
 from neocc.ir.errors import NeoccError
 from neocc.ir.ops import OPS
 from neocc.ir.program import Program
+from neocc.ir.verify import verify
 from neocc.passes.autodiff import differentiate, gradients
+from neocc.passes.simplify import dead_code
 from tests.models import plain_gpt
 from tests.numpy_executor import run_numpy
 from tests.random_programs import assert_close
@@ -151,6 +153,15 @@ def test_a_program_is_no_longer_for_more_layers() -> None:
         return sum(1 for _ in gpt.train_step(c).body.walk())
 
     assert ops(12) == ops(960)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_programs_obey_the_rules_and_hold_no_dead_op(recompute: bool) -> None:
+    c = replace(TINY, recompute=recompute, res_dropout=0.1, **PATTERNS["PAR"])
+    for program in (gpt.train_step(c), gpt.forward(c), gpt.init(c)):
+        verify(program)
+        live = sum(1 for _ in dead_code(program).body.walk())
+        assert live == sum(1 for _ in program.body.walk())
 
 
 def test_inputs_outputs_and_dims_are_the_contract() -> None:
