@@ -198,6 +198,10 @@ class _Walk:
                 continue
             if at.timed:
                 self.cycles += inst.estimated_cycles * at.times
+            if op in ("send", "recv") and "megascale" in inst.rest:
+                raise HloError(
+                    f"{inst.name!r} crosses between slices; only programs of one slice are read"
+                )
             kind = _collective_kind(op)
             if kind is not None:
                 self.collectives += self._collective(kind, comp, inst, at)

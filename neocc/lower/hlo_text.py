@@ -6,6 +6,7 @@ asked for, so that a module of several MB parses in a fraction of a second.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -230,9 +231,10 @@ def parse_groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
     """
     text = text.strip()
     if match := _IOTA.fullmatch(text):
-        shape, dims, order = ([int(n) for n in g.split(",")] if g else None for g in match.groups())
-        ids = np.arange(np.prod(dims)).reshape(dims)
-        ids = ids.transpose(order) if order else ids
+        shape, dims = (tuple(map(int, match[i].split(","))) for i in (1, 2))
+        ids = np.arange(math.prod(dims)).reshape(dims)
+        if match[3]:
+            ids = ids.transpose(tuple(map(int, match[3].split(","))))
         return tuple(map(tuple, ids.reshape(shape[0], -1).tolist()))
     if text in ("{}", "{{}}"):
         return (tuple(range(devices)),)

@@ -1,0 +1,194 @@
+"""The real TPU compiler, with no TPU: topologies to compile for, and what compiling gives.
+
+libtpu (extra ``tpu``) holds the whole compiler and descriptions of every TPU generation. JAX
+compiles for the devices of a described slice as for real ones; only running needs the chips.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from neocc.cost.hardware import chip as chip_named
+from neocc.cost.topology import topology
+from neocc.ir.errors import NeoccError
+
+ONE_FOR_ONE: Mapping[str, Any] = MappingProxyType(
+    {
+        # Else all-reduces of one group and reduction become one instruction with several operands.
+        "xla_jf_crs_combiner_threshold_count": 1,
+        # Else small reduce-scatters along the minor dim become an all-reduce and a slice.
+        "xla_tpu_relayout_group_size_threshold_for_reduce_scatter": 0,
+    }
+)
+"""Compiler options under which more of a program's collectives come out one for one. They cost
+speed (combining saves launches): for looking, not for running. docs/compiler-behaviour.md lists
+what they cannot switch off."""
+
+
+class TpuCompileError(NeoccError):
+    """The TPU compiler is missing, knows no such slice, or rejects the program."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFacts:
+    """HBM of one device, in bytes, as the compiler laid it out; tiling and padding included."""
+
+    argument: int
+    output: int
+    alias: int
+    """Output that reuses a donated argument's buffer: in both of the figures above."""
+    temp: int
+    """The block for everything else, at its fullest; reserved as one piece for the whole call."""
+    code: int
+    """The program itself. It lies in HBM too, but is not in ``peak``: the compiler's own figures
+    (``peak_memory_in_bytes``, its out-of-memory check) leave it out as well."""
+
+    @property
+    def peak(self) -> int:
+        """``argument + output - alias + temp``: what one call needs at a time.
+
+        XLA's own ``peak_memory_in_bytes`` is another thing: measured on small programs, it also
+        counts buffers in on-chip memory (56 MiB where 24 MiB of HBM were in use on v5e), and does
+        not count what ``temp`` holds reserved while it is empty. Where neither occurs the two are
+        equal to 0.1 MiB.
+        """
+        return self.argument + self.output - self.alias + self.temp
+
+
+def prepare_environment() -> None:
+    """Sets what libtpu reads from the environment when it is loaded; the only place that does.
+
+    On a machine with a TPU nothing is set: there libtpu serves the chips. Elsewhere, each unless
+    the user has set it:
+
+    - ``TPU_SKIP_MDS_QUERY``: do not ask the cloud's metadata server which machine this is (it
+      would be waited for, on a machine that has none);
+    - ``TPU_ACCELERATOR_TYPE``, ``TPU_WORKER_HOSTNAMES``: the answers it would give. They do not
+      matter for a described slice, but without them libtpu warns on each start;
+    - ``ALLOW_MULTIPLE_LIBTPU_LOAD``: libtpu takes a lock on the machine's chips; without chips two
+      compilers can run side by side.
+    """
+    if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"):
+        return
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+
+def tpu_topology(chip: str, mesh_sizes: tuple[int, ...]) -> tuple[str, np.ndarray]:
+    """A described slice for a mesh, and its devices in mesh order.
+
+    The slice and the place of each mesh axis in it are the cost model's
+    (``neocc.cost.topology.topology``), so that a program is compiled for the wires that its plan
+    was costed on: 8x16 on v5p is a 4x4x8 torus with the first axis along the 8.
+
+    A device is what JAX makes of the chip. On v3 and TPU7x that is one of two per chip, so a mesh
+    of 128 takes 64 chips. v4's two cores are joined to one device ("megacore"), as they are in
+    use; libtpu would describe them apart if not asked.
+
+    Returns:
+        The slice's name (``v5p:4x4x8``) and an array of JAX devices shaped ``mesh_sizes``.
+
+    Raises:
+        HardwareError: no such chip, or no slice for that many devices.
+        TpuCompileError: libtpu is missing, the chip is no TPU, or the mesh needs several slices.
+    """
+    described = chip_named(chip)
+    if described.kind != "tpu":
+        raise TpuCompileError(f"{chip} is not a TPU: compile for it with the backend of its kind")
+    laid = topology(described, tuple(mesh_sizes))
+    shape = laid.torus_shape
+    if laid.shape[0] > 1:
+        sizes = "x".join(map(str, mesh_sizes))
+        raise TpuCompileError(
+            f"mesh {sizes} needs {laid.shape[0]} slices of {chip}, which cannot be compiled for"
+            " without the machines: choose a mesh of one slice"
+        )
+    _require_libtpu()
+    prepare_environment()
+    # A slice is made of hosts of 2x2 chips; ones too thin for that have smaller hosts.
+    host = [2 if size % 2 == 0 else 1 for size in shape[:2]]
+    options: dict[str, Any] = {"chips_per_host_bounds": (*host, 1)}
+    if described.name == "v4":
+        options["chip_config_name"] = "megacore"
+    try:
+        found = topologies.get_topology_desc(topology_name=laid.name, platform="tpu", **options)
+    except Exception as error:  # libtpu reports through several types
+        raise TpuCompileError(f"libtpu describes no slice {laid.name}: {error}") from error
+    by_place = {
+        (*device.coords[: len(shape)], device.core_on_chip): device for device in found.devices
+    }
+    places = laid.coordinates()[..., 1:]
+    devices = np.empty(tuple(mesh_sizes), dtype=object)
+    for index in np.ndindex(*mesh_sizes):
+        devices[index] = by_place[tuple(places[index].tolist())]
+    return laid.name, devices
+
+
+def compile_for_tpu(
+    function: Any,
+    args: Sequence[Any],
+    *,
+    compiler_options: Mapping[str, Any] | None = None,
+) -> jax.stages.Compiled:
+    """Compiles a jitted function for the slice that its arguments' shardings lie on.
+
+    Args:
+        function: what ``jax.jit`` returned.
+        args: pytrees of ``jax.ShapeDtypeStruct`` with shardings over ``tpu_topology``'s devices.
+        compiler_options: XLA options for this compile, e.g. ``ONE_FOR_ONE``.
+
+    Raises:
+        TpuCompileError: libtpu is missing, does not know an option, or finds that the program does
+            not fit into HBM.
+    """
+    _require_libtpu()
+    prepare_environment()
+    lowered = function.lower(*args)
+    try:
+        return lowered.compile(compiler_options=dict(compiler_options or {}))
+    except jax.errors.JaxRuntimeError as error:
+        message = str(error)
+        if "RESOURCE_EXHAUSTED" in message:
+            first = message.split("RESOURCE_EXHAUSTED:", 1)[1].strip().splitlines()[0]
+            raise TpuCompileError(
+                f"the program does not fit: {first} Use more devices, a smaller batch, or recompute"
+                " more"
+            ) from error
+        raise TpuCompileError(f"the TPU compiler rejects the program: {message}") from error
+
+
+def memory_facts(compiled: jax.stages.Compiled) -> MemoryFacts:
+    """What one device holds when it runs ``compiled``.
+
+    Raises:
+        TpuCompileError: the backend gives no memory figures.
+    """
+    stats = compiled.memory_analysis()
+    if stats is None:
+        raise TpuCompileError("this backend gives no memory figures for a compiled program")
+    return MemoryFacts(
+        argument=stats.argument_size_in_bytes,
+        output=stats.output_size_in_bytes,
+        alias=stats.alias_size_in_bytes,
+        temp=stats.temp_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+    )
+
+
+def _require_libtpu() -> None:
+    if importlib.util.find_spec("libtpu") is None:
+        raise TpuCompileError(
+            "compiling for TPU needs libtpu, which is not installed: pip install 'neocc[tpu]'"
+        )
