@@ -76,7 +76,7 @@ class Names:
                 self.add(value, value.name)
 
     def add(self, value: Value, hint: str) -> None:
-        hint = re.sub(r"[^A-Za-z0-9_./]", "_", hint)
+        hint = re.sub(r"[^A-Za-z0-9_./]+", "_", hint)
         if not hint:
             name, self.count = str(self.count), self.count + 1
         else:
