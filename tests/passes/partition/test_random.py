@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.gpt import Config, train_step
 from neocc.ir.mesh import Mesh
 from neocc.ir.ops import COLLECTIVES
 from neocc.passes.partition import apply
@@ -44,6 +45,31 @@ def test_a_language_model_and_index_ops_on_random_layouts(make, text: str) -> No
     for seed in range(4):
         inputs = sample_inputs(program, seed)
         check(program, mesh, random_assignment(program, mesh, seeded(seed)), inputs)
+
+
+@pytest.mark.parametrize("text", ["2x2", "8x16"])
+def test_a_whole_training_step_on_random_layouts(text: str) -> None:
+    """Forward, backward with recomputation, clipping and Adam: over a thousand ops."""
+    config = Config(
+        name="tiny",
+        layers=2,
+        embd=8,
+        heads=4,
+        vocab=16,
+        seq=8,
+        batch=4,
+        window=4,
+        attention=((("global", "local"), 1),),
+        attn_dropout=0.1,
+        dtype="f64",
+        param_dtype="f64",
+        recompute=True,
+    )
+    program, mesh = train_step(config), Mesh.parse(text)
+    inputs = inputs_for(program, np.random.default_rng(0))
+    # Second moments, like all that a root is taken of, are not negative.
+    inputs |= {n: np.abs(x) for n, x in inputs.items() if n.endswith(".v")}
+    check(program, mesh, random_assignment(program, mesh, seeded(0)), inputs)
 
 
 def test_random_layouts_reach_every_collective_and_pass_partial_values_on() -> None:
