@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import importlib.util
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -55,12 +56,12 @@ class MemoryFacts:
 
     @property
     def peak(self) -> int:
-        """``argument + output - alias + temp``: what one call needs at a time.
+        """``argument + output - alias + temp``: the HBM that one call needs.
 
-        XLA's own ``peak_memory_in_bytes`` is another thing: measured on small programs, it also
-        counts buffers in on-chip memory (56 MiB where 24 MiB of HBM were in use on v5e), and does
-        not count what ``temp`` holds reserved while it is empty. Where neither occurs the two are
-        equal to 0.1 MiB.
+        This is the sum that the compiler holds against the device's HBM (by experiment: programs
+        just over it are refused with this figure). XLA's ``peak_memory_in_bytes`` is another
+        thing: on small programs it also counts buffers in on-chip memory (56 MiB where 24 MiB of
+        HBM were in use on v5e), and it leaves out what ``temp`` holds reserved while it is empty.
         """
         return self.argument + self.output - self.alias + self.temp
 
@@ -161,10 +162,12 @@ def compile_for_tpu(
     except jax.errors.JaxRuntimeError as error:
         message = str(error)
         if "RESOURCE_EXHAUSTED" in message:
-            first = message.split("RESOURCE_EXHAUSTED:", 1)[1].strip().splitlines()[0]
+            # libtpu calls the whole sum, arguments and outputs included, "HLO temporaries".
+            found = re.search(r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message)
+            figures = f"needs {found[1]} of {found[2]} HBM a device" if found else message
             raise TpuCompileError(
-                f"the program does not fit: {first} Use more devices, a smaller batch, or recompute"
-                " more"
+                f"the program does not fit: {figures}. Use more devices, a smaller batch, or"
+                " recompute more"
             ) from error
         raise TpuCompileError(f"the TPU compiler rejects the program: {message}") from error
 
