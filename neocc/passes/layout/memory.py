@@ -70,21 +70,27 @@ def region_points(
     program = problem.program
     kinds = value_kinds(problem, region)
     stored = materialised(region)
-    last = last_use(region)
+    last = last_use(region, stored)
     held: list[tuple[int, int, Live]] = []
+
+    def hold(begin: int, end: int, value: Value) -> None:
+        held.append((begin, end, Live(value, kinds[value], problem.sources[value])))
+
     if region is program.body:
         replacing = {program.output_value(i.name) for i in program.inputs if i.name in program.outputs}
-        held += [(-1, len(region.ops), Live(v, kinds[v], problem.sources[v])) for v in region.args]
+        for v in region.args:
+            hold(-1, len(region.ops), v)
+        held += narrowed_stacks(problem, region)
     else:
         replacing = set()
         # Slices of stacked operands are read in place; carried values are the loop's own.
-        carried = region.args[: len(region.args) - problem.slices[region]]
-        held += [(-1, last.get(v, -1), Live(v, kinds[v], problem.sources[v])) for v in carried]
+        for v in region.args[: len(region.args) - problem.slices[region]]:
+            hold(-1, last.get(v, -1), v)
     for i, op in enumerate(region.ops):
         for v in op.results:
             # A new parameter is written into the buffer of the one that it replaces.
             if v in stored and v not in replacing:
-                held.append((i, last.get(v, i), Live(v, kinds[v], problem.sources[v])))
+                hold(i, last.get(v, i), v)
     for v, flow in flows.items():
         readers = [i for i, op in enumerate(region.ops) if v in op.operands]
         if flow.region is region and readers:
@@ -96,6 +102,30 @@ def region_points(
             yield from region_points(problem, flows, op.regions[0], (*outside, *here))
         else:
             yield Point(op, (*outside, *here))
+
+
+def narrowed_stacks(problem: Problem, region: Region) -> list[tuple[int, int, Live]]:
+    """Stacked operands that loops only read through a narrowing cast: XLA hoists the cast, and
+    holds the narrow copy of the whole stack from the first such loop to the last."""
+    found: dict[tuple[Value, str], tuple[int, int, Live]] = {}
+    for i, op in enumerate(region.ops):
+        if op.kind != "repeat":
+            continue
+        body = op.regions[0]
+        for operand, arg in zip(op.operands, body.args, strict=True):
+            readers = [o for o in body.ops if arg in o.operands]
+            cast = readers[0] if readers else None
+            if cast is None or len(readers) > 1 or cast.kind != "cast" or operand.type == arg.type:
+                continue
+            dtype = cast.result.type.dtype
+            copy = Value(operand.type.with_dtype(dtype), operand.name)
+            if copy.type.itemsize >= operand.type.itemsize:
+                continue
+            begin, _, live = found.get(
+                (operand, dtype), (i, i, Live(copy, "temporaries", problem.sources[arg]))
+            )
+            found[operand, dtype] = (begin, i, live)
+    return list(found.values())
 
 
 def value_kinds(problem: Problem, region: Region) -> dict[Value, str]:
@@ -123,11 +153,15 @@ def materialised(region: Region) -> set[Value]:
     return {v for v in found if v.type.dims}
 
 
-def last_use(region: Region) -> dict[Value, int]:
-    found: dict[Value, int] = {}
-    for i, op in enumerate(region.ops):
-        found.update(dict.fromkeys(op.operands, i))
-    found.update(dict.fromkeys(region.outputs, len(region.ops)))
+def last_use(region: Region, stored: set[Value]) -> dict[Value, int]:
+    """The last op that reads each value, itself or through values that are fused into it."""
+    found: dict[Value, int] = dict.fromkeys(region.outputs, len(region.ops))
+    for i, op in reversed(list(enumerate(region.ops))):
+        # What a fused op makes is made again where it is read: there its operands are read too.
+        fused = op.kind in FUSED and not any(r in stored for r in op.results)
+        until = max((found.get(r, i) for r in op.results), default=i) if fused else i
+        for v in op.operands:
+            found[v] = max(found.get(v, -1), until)
     return found
 
 
