@@ -100,10 +100,13 @@ class Printer:
         return [line for op in region.ops for line in self.op(op, names, indent)]
 
     def op(self, op: Op, names: Names, indent: str) -> list[str]:
-        results = ", ".join(f"{names[v]}: {v.type}" for v in op.results)
+        results = [f"{names[v]}: {v.type}" for v in op.results]
         attrs = ", ".join(f"{k}={attribute(v)}" for k, v in op.attrs.items())
-        line = f"{indent}{results} = {op.kind}({', '.join(names[v] for v in op.operands)})"
-        lines = [line + (f" {{{attrs}}}" if attrs else "")]
+        work = f"{op.kind}({', '.join(names[v] for v in op.operands)})"
+        work += f" {{{attrs}}}" if attrs else ""
+        lines = [f"{indent}{', '.join(results)} = {work}"]
+        if len(lines[0]) > WIDTH and len(results) > 1:
+            lines = [*(f"{indent}{r}," for r in results[:-1]), f"{indent}{results[-1]} = {work}"]
         for region in op.regions:
             lines += self.region(region, indent, lines.pop())
         if self.locs and op.loc:

@@ -51,7 +51,8 @@ def infer_reduce(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorTyp
 
 
 def reduce_space(op: Op) -> Space:
-    return aligned_space(op, dict.fromkeys(op.attrs["dims"], op.attrs["op"]))
+    reduction: str = op.attrs["op"]
+    return aligned_space(op, dict.fromkeys(op.attrs["dims"], reduction))
 
 
 def evaluate_reduce(op: Op, args: list[Any], ctx: Context) -> list[Any]:

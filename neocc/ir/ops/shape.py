@@ -131,7 +131,7 @@ def evaluate_slice(op: Op, args: list[Any], ctx: Context) -> list[Any]:
 
 def infer_concat(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
     dims, to = attrs["dims"], attrs["to"]
-    need(len(types) == len(dims) and len(types) > 0, "concat takes one dim name per operand")
+    need(0 < len(types) == len(dims), "concat takes one dim name per operand")
     need(len({t.dtype for t in types}) == 1, "concat mixes dtypes; cast one")
     sizes = [t.dim(n).size for t, n in zip(types, dims, strict=True)]
     need(sum(sizes) == to.size, f"concat of sizes {sizes} does not make {to}")
