@@ -17,8 +17,10 @@ from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.text import ParseError, parse_partitioned, parse_program, print_program
 from neocc.ir.types import Dim, TensorType
 from neocc.ir.verify import verify
+from neocc.passes.partition import Partitioned, apply, simulate
 from tests.numpy_executor import run_numpy
-from tests.random_programs import inputs_for, programs
+from tests.random_assignments import random_assignment, seeded
+from tests.random_programs import inputs_for, meshes, programs
 
 PROGRAMS = Path(__file__).parent.parent / "programs"
 FILES = sorted(PROGRAMS.glob("*.ir"))
@@ -163,3 +165,20 @@ def test_an_attribute_that_text_cannot_hold_is_refused() -> None:
     op = Op("neg", (), (), {"odd": object()})
     with pytest.raises(IRError, match="an attribute cannot be a object"):
         print_program(Program("p", (), (), Region((), (op,), ())))
+
+
+@given(programs(), meshes(), st.integers(0, 99))
+@settings(max_examples=40)
+def test_a_partitioned_program_comes_back_the_same(program: Program, mesh: Mesh, seed: int) -> None:
+    partitioned = apply(program, mesh, random_assignment(program, mesh, seeded(seed)))
+    text = print_program(partitioned.program, mesh)
+    back, mesh_back = parse_partitioned(text)
+    assert mesh_back == mesh and print_program(back, mesh) == text
+    verify(back)
+    for old, new in zip(partitioned.program.body.walk(), back.body.walk(), strict=True):
+        assert (old.kind, old.attrs) == (new.kind, new.attrs)
+        assert [v.type for v in old.results] == [v.type for v in new.results]
+    inputs = inputs_for(program, np.random.default_rng(0))
+    expected = simulate(partitioned, inputs)
+    for name, array in simulate(Partitioned(back, mesh), inputs).items():
+        np.testing.assert_array_equal(array, expected[name])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from models.gpt import Config, train_step
 from neocc.ir import builder as b
 from neocc.ir.builder import Graph
 from neocc.ir.errors import IRError
@@ -281,3 +282,14 @@ def test_padded_programs_run_under_jax(x64: None) -> None:
     found = unpad_outputs(program, run_program(padded, poisoned(padded, inputs)))
     for name in program.outputs:
         assert_close(found[name], expected[name])
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"vocab": 16}, {"heads": 4, "vocab": 12, "batch": 4}, {"embd": 10, "mlp": 40}]
+)
+def test_a_whole_training_step_keeps_its_valid_parts(sizes: dict[str, int]) -> None:
+    """Forward, backward, clipping and Adam: the loss's softmax, norms over padded dims."""
+    config = Config(
+        "tiny", 2, 8, 2, vocab=11, seq=5, batch=3, dtype="f64", param_dtype="f64", recompute=True
+    )
+    check(train_step(config), sizes)
