@@ -188,6 +188,7 @@ class _Walk:
         self.loops: list[Loop] = []
         self.cycles = 0
         self.visited: set[str] = set()
+        self.channels: set[str] = set()
 
     def visit(self, comp: Computation, at: _Context) -> None:
         """Counts what one call of ``comp`` executes."""
@@ -203,6 +204,8 @@ class _Walk:
                     f"{inst.name!r} crosses between slices; only programs of one slice are read"
                 )
             kind = _collective_kind(op)
+            if kind is not None and self._piece(inst, at):
+                continue
             if kind is not None:
                 self.collectives += self._collective(kind, comp, inst, at)
             elif op in ("dot", "convolution"):
@@ -229,6 +232,18 @@ class _Walk:
                         self.visited.add(callee)
                     else:
                         self.visit(inner, within)
+
+    def _piece(self, inst: Instruction, at: _Context) -> bool:
+        """Whether a collective was met before: an asynchronous one that runs inside fusions stands
+        in the one that starts it, in those that it runs beside and in the one that ends it, all
+        of one channel."""
+        channel = inst.attribute("channel_id")
+        if not at.fused or channel is None:
+            return False
+        if channel in self.channels:
+            return True
+        self.channels.add(channel)
+        return False
 
     def check_complete(self) -> None:
         """Raises HloError if a computation that holds a collective was not reached."""

@@ -1,0 +1,172 @@
+"""Hold a plan against what the compiler made of it: collectives, FLOPs, memory.
+
+Each collective of the plan is paired with one operand of one collective instruction: first by the
+plan's id, which travels in the ``op_name`` metadata, then by kind, mesh axes, bytes and trip
+count. What the compiler changed on the way is named (docs/compiler-behaviour.md lists it); what
+stays unexplained fails the audit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from neocc.lower.hlo import Collective as Compiled
+from neocc.lower.hlo import HloFacts, axes_of, axes_of_pairs, read_hlo
+from neocc.passes.plan import Collective as Planned
+from neocc.passes.plan import Plan
+
+SCOPE = re.compile(r"neocc\.(?:all_gather|all_reduce|reduce_scatter|all_to_all)\.(\d+)")
+MEMORY_TOLERANCE = 0.10  # share by which the predicted peak may miss the compiler's
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One collective of the plan or of the program. ``verdict``: ``as planned``, or what the
+    compiler did to it; ``ok``: that is an explained change that moves no other bytes."""
+
+    planned: Planned | None
+    compiled: Compiled | None
+    verdict: str
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The plan against the compiled program. FLOPs of matrix products and bytes per device.
+
+    ``compiled_peak``: live bytes at the fullest point, XLA's ``peak_memory_in_bytes``;
+    ``reserved``: bytes of arguments and of the one block for temporaries, with its gaps.
+    """
+
+    findings: tuple[Finding, ...]
+    planned_flops: int
+    compiled_flops: int
+    planned_peak: int
+    compiled_peak: int
+    reserved: int
+    unknown_loops: tuple[str, ...]
+
+    @property
+    def flops_equal(self) -> bool:
+        return self.planned_flops == self.compiled_flops
+
+    @property
+    def memory_error(self) -> float:
+        """Predicted over compiled peak, less one."""
+        return self.planned_peak / self.compiled_peak - 1
+
+    @property
+    def collectives_ok(self) -> bool:
+        return all(f.ok for f in self.findings) and not self.unknown_loops
+
+    @property
+    def ok(self) -> bool:
+        in_tolerance = abs(self.memory_error) <= MEMORY_TOLERANCE
+        return self.collectives_ok and self.flops_equal and in_tolerance
+
+
+def audit(plan: Plan, text: str, compiled_peak: int, reserved: int) -> Audit:
+    """Reads optimised HLO ``text`` and holds ``plan`` against it.
+
+    Raises:
+        HloError: the text holds a collective in a form that is not known.
+    """
+    facts = read_hlo(text)
+    return Audit(
+        findings=tuple(pair(plan, facts)),
+        planned_flops=plan.flops,
+        compiled_flops=facts.flops,
+        planned_peak=plan.memory.peak,
+        compiled_peak=compiled_peak,
+        reserved=reserved,
+        unknown_loops=facts.unknown_loops,
+    )
+
+
+Match = Callable[[Planned, Compiled], bool]
+
+
+def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
+    """Every collective of the plan and of the program, once, in pairs where there is one."""
+    mesh = plan.mesh
+    planned = [c for c in plan.collectives if c.kind != "slice"]
+    compiled = list(facts.collectives)
+    axes = {c: compiled_axes(c, mesh.sizes) for c in compiled}
+    ids = {c: [int(n) for n in SCOPE.findall(c.op_name)][-1:] for c in compiled}
+    findings: list[Finding] = []
+
+    def same_place(p: Planned, c: Compiled) -> bool:
+        return axes[c] == (mesh.index(p.axis),) and p.count == c.trip_count
+
+    def exact(p: Planned, c: Compiled) -> bool:
+        same = p.kind.replace("_", "-") == c.kind and same_place(p, c)
+        return same and (p.bytes, p.result_bytes) == (c.operand_bytes, c.result_bytes)
+
+    def known(match: Match) -> Match:
+        return lambda p, c: ids[c] == [p.id] and match(p, c)
+
+    def scattered(p: Planned, c: Compiled) -> bool:
+        written = c.kind == "all-reduce" and p.kind == "reduce_scatter"
+        return written and same_place(p, c) and p.bytes == c.operand_bytes
+
+    def narrowed(p: Planned, c: Compiled) -> bool:
+        same = p.kind.replace("_", "-") == c.kind and same_place(p, c)
+        return same and p.bytes == 2 * c.operand_bytes and c.dtype == "bf16"
+
+    def hoisted(p: Planned, c: Compiled) -> bool:
+        same = p.kind.replace("_", "-") == c.kind and axes[c] == (mesh.index(p.axis),)
+        return same and c.trip_count < p.count and p.bytes == c.operand_bytes
+
+    def take(match: Match, verdict: str, ok: bool) -> None:
+        for c in list(compiled):
+            p = next((p for p in planned if match(p, c)), None)
+            if p is not None:
+                planned.remove(p)
+                compiled.remove(c)
+                more = c.operand_count - 1
+                combined = f"combined with {more} more in {c.instruction}" if more else ""
+                words = ", ".join(filter(None, (verdict, combined))) or "as planned"
+                findings.append(Finding(p, c, words, ok))
+
+    take(known(exact), "", True)
+    take(exact, "", True)
+    take(scattered, "made an all-reduce and a slice", True)
+    take(narrowed, "made bf16, half the bytes", True)
+    take(hoisted, "moved out of the loop", False)
+    for p in planned:
+        twin = any(
+            f.planned is not None and same_transfer(f.planned, p) for f in findings
+        )
+        verdict = "merged with an equal one" if twin else "removed"
+        findings.append(Finding(p, None, verdict, twin))
+    for c in compiled:
+        realigns = c.kind == "collective-permute" and c.written_as is None and any(
+            f.compiled is not None
+            and f.compiled.kind == "reduce-scatter"
+            and f.compiled.fused
+            and f.compiled.trip_count == c.trip_count
+            for f in findings
+        )
+        verdict = "added: shifts a reduce-scatter's uneven pieces into place" if realigns else "added"
+        findings.append(Finding(None, c, verdict, realigns))
+    return findings
+
+
+def same_transfer(a: Planned, b: Planned) -> bool:
+    return (a.kind, a.axis, a.bytes, a.count) == (b.kind, b.axis, b.bytes, b.count)
+
+
+def compiled_axes(c: Compiled, sizes: tuple[int, ...]) -> tuple[int, ...] | None:
+    read = axes_of_pairs if c.kind == "collective-permute" else axes_of
+    return read(c.groups, sizes)
+
+
+def summary(findings: Iterable[Finding]) -> dict[str, int]:
+    """How many findings each verdict has, combined ones counted together."""
+    counts: dict[str, int] = {}
+    for f in findings:
+        verdict = re.sub(r"combined with \d+ more in \S+", "combined with others", f.verdict)
+        counts[verdict] = counts.get(verdict, 0) + 1
+    return counts
