@@ -38,7 +38,9 @@ def run(partitioned: Partitioned, inputs: dict[str, np.ndarray]) -> dict[str, ja
 
 
 def check_random(data: st.DataObject, max_ops: int) -> None:
-    program = data.draw(programs(max_ops=max_ops, zero=data.draw(st.booleans())))
+    # No dims of size 0: XLA makes every block of such an output the whole of it, and JAX then
+    # fails to assemble them. The virtual devices take them.
+    program = data.draw(programs(max_ops=max_ops))
     mesh = data.draw(meshes(big=False).filter(lambda m: m.size <= 8))
     partitioned = apply(program, mesh, random_assignment(program, mesh, drawn(data)))
     inputs = inputs_for(program, np.random.default_rng(0))
@@ -55,7 +57,7 @@ def test_random_programs_and_layouts_on_host_devices(x64: None, data: st.DataObj
 
 @pytest.mark.slow
 @given(st.data())
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_random_programs_and_layouts_on_host_devices_at_length(
     x64: None, data: st.DataObject
 ) -> None:
