@@ -316,7 +316,8 @@ def gpt3(name: str, layers: int, embd: int, heads: int, batch: int, lr: float) -
 
 TINY = Config("tiny", 2, 32, 4, vocab=64, seq=16, batch=4, dtype="f32", warmup=10, steps=100)
 # The paper's XL has 24 heads of 128, which is not its embd of 2048, and its 13B an embd of 5140,
-# which is not its 40 heads of 128: here 16 heads and 5120.
+# which is not its 40 heads of 128: here 16 heads and 5120. Its 175B has batches of 1536 sequences;
+# here 512, as many as 128 chips of 96 GB hold at a time.
 PRESETS: dict[str, Config] = {
     c.name: c
     for c in (
@@ -332,6 +333,6 @@ PRESETS: dict[str, Config] = {
         gpt3("gpt3-2.7b", 32, 2560, 32, 512, 1.6e-4),
         gpt3("gpt3-6.7b", 32, 4096, 32, 1024, 1.2e-4),
         gpt3("gpt3-13b", 40, 5120, 40, 1024, 1e-4),
-        gpt3("gpt3-175b", 96, 12288, 96, 1536, 0.6e-4),
+        gpt3("gpt3-175b", 96, 12288, 96, 512, 0.6e-4),
     )
 }

@@ -327,7 +327,7 @@ def broadcast(m: Maker) -> Item | None:
     x = m.real()
     extra = m.subset([d for d in m.dims if not x.has(d)])
     dims = fitting((*x.type.dims, *extra))
-    if len(dims) < len(x.type.dims):
+    if tuple(dims[: len(x.type.dims)]) != x.type.dims:
         return None
     return m.add(x.tensor.broadcast(*m.draw(st.permutations(dims))), x.bound, x.exact)
 

@@ -136,20 +136,24 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
     take(narrowed, "made bf16, half the bytes", True)
     take(hoisted, "moved out of the loop", False)
     for p in planned:
-        twin = any(
-            f.planned is not None and same_transfer(f.planned, p) for f in findings
-        )
+        twin = any(f.planned is not None and same_transfer(f.planned, p) for f in findings)
         verdict = "merged with an equal one" if twin else "removed"
         findings.append(Finding(p, None, verdict, twin))
     for c in compiled:
-        realigns = c.kind == "collective-permute" and c.written_as is None and any(
-            f.compiled is not None
-            and f.compiled.kind == "reduce-scatter"
-            and f.compiled.fused
-            and f.compiled.trip_count == c.trip_count
-            for f in findings
+        realigns = (
+            c.kind == "collective-permute"
+            and c.written_as is None
+            and any(
+                f.compiled is not None
+                and f.compiled.kind == "reduce-scatter"
+                and f.compiled.fused
+                and f.compiled.trip_count == c.trip_count
+                for f in findings
+            )
         )
-        verdict = "added: shifts a reduce-scatter's uneven pieces into place" if realigns else "added"
+        verdict = (
+            "added: shifts a reduce-scatter's uneven pieces into place" if realigns else "added"
+        )
         findings.append(Finding(None, c, verdict, realigns))
     return findings
 

@@ -12,6 +12,7 @@ from neocc.cost.model import CostModel, einsum_flops
 from neocc.ir.errors import Loc
 from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program, Region, Value
+from neocc.passes.hoist import hoist_casts
 from neocc.passes.layout.algebra import Assignment, Strategy
 from neocc.passes.layout.memory import Memory, limit, peak, points
 from neocc.passes.layout.problem import Problem, Rules, build, hideable_values
@@ -19,6 +20,7 @@ from neocc.passes.layout.rules import given_layout, padded_sizes, parse_layout
 from neocc.passes.layout.solve import Solution, solve
 from neocc.passes.pad import Padding, pad_program
 from neocc.passes.partition import Partitioned, apply
+from neocc.passes.simplify import simplify
 
 ROUNDS = 10  # prices of memory that are tried
 TOLERANCE = 1e-6  # a gap, as a share of the step, that counts as none
@@ -113,6 +115,7 @@ def make_plan(
         LayoutError: the layout names what is not there, or leaves an op no strategy.
     """
     given = parse_layout(layout, program, mesh) if layout else {}
+    program = simplify(hoist_casts(program))
     padded, paddings = pad_program(program, padded_sizes(program, mesh, given))
     cost = CostModel.of(chip, mesh)
     problem = build(padded, mesh, cost, rules or given_layout(given))
@@ -245,9 +248,7 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
     return found
 
 
-def timeline(
-    problem: Problem, solution: Solution, collectives: Iterable[Collective]
-) -> Timeline:
+def timeline(problem: Problem, solution: Solution, collectives: Iterable[Collective]) -> Timeline:
     """Per region, a share of what is hideable hides behind compute as far as there is any."""
     share = problem.cost.overlap
     compute: dict[Region, float] = defaultdict(float)

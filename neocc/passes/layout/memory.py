@@ -77,10 +77,11 @@ def region_points(
         held.append((begin, end, Live(value, kinds[value], problem.sources[value])))
 
     if region is program.body:
-        replacing = {program.output_value(i.name) for i in program.inputs if i.name in program.outputs}
+        replacing = {
+            program.output_value(i.name) for i in program.inputs if i.name in program.outputs
+        }
         for v in region.args:
             hold(-1, len(region.ops), v)
-        held += narrowed_stacks(problem, region)
     else:
         replacing = set()
         # Slices of stacked operands are read in place; carried values are the loop's own.
@@ -102,30 +103,6 @@ def region_points(
             yield from region_points(problem, flows, op.regions[0], (*outside, *here))
         else:
             yield Point(op, (*outside, *here))
-
-
-def narrowed_stacks(problem: Problem, region: Region) -> list[tuple[int, int, Live]]:
-    """Stacked operands that loops only read through a narrowing cast: XLA hoists the cast, and
-    holds the narrow copy of the whole stack from the first such loop to the last."""
-    found: dict[tuple[Value, str], tuple[int, int, Live]] = {}
-    for i, op in enumerate(region.ops):
-        if op.kind != "repeat":
-            continue
-        body = op.regions[0]
-        for operand, arg in zip(op.operands, body.args, strict=True):
-            readers = [o for o in body.ops if arg in o.operands]
-            cast = readers[0] if readers else None
-            if cast is None or len(readers) > 1 or cast.kind != "cast" or operand.type == arg.type:
-                continue
-            dtype = cast.result.type.dtype
-            copy = Value(operand.type.with_dtype(dtype), operand.name)
-            if copy.type.itemsize >= operand.type.itemsize:
-                continue
-            begin, _, live = found.get(
-                (operand, dtype), (i, i, Live(copy, "temporaries", problem.sources[arg]))
-            )
-            found[operand, dtype] = (begin, i, live)
-    return list(found.values())
 
 
 def value_kinds(problem: Problem, region: Region) -> dict[Value, str]:

@@ -17,7 +17,7 @@ from neocc.ir.errors import LayoutError
 from neocc.ir.mesh import Layout, Mesh, Partial
 from neocc.ir.ops import OPS
 from neocc.ir.program import Input, Op, Program, Region, Value
-from neocc.ir.types import TensorType
+from neocc.ir.types import Dim, TensorType
 from neocc.passes.layout.algebra import (
     SUM,
     Assignment,
@@ -50,14 +50,13 @@ class Rules:
 class Choice:
     """One option of several: a cluster's strategies, or a boundary's layouts.
 
-    ``seconds[i]``: option i's compute time in one training step. ``dims``: names that options
-    may cut, in the tensor's order. ``strategies``: what each op that hangs on this choice does
-    under each option.
+    ``seconds[i]``: option i's compute time in one training step. ``dims``: what options may cut.
+    ``strategies``: what each op that hangs on this choice does under each option.
     """
 
     name: str
     region: Region
-    dims: tuple[str, ...]
+    dims: tuple[Dim, ...]
     options: list[Strategy] | list[Layout]
     seconds: list[float]
     strategies: dict[Op, list[Strategy]] = field(default_factory=dict)
@@ -131,9 +130,7 @@ class Problem:
         return Assignment(chosen, boundaries, dict(used))
 
 
-def build(
-    program: Program, mesh: Mesh, cost: CostModel, rules: Rules | None = None
-) -> Problem:
+def build(program: Program, mesh: Mesh, cost: CostModel, rules: Rules | None = None) -> Problem:
     """The layout problem of a whole program.
 
     Raises:
@@ -175,7 +172,7 @@ class Builder:
     def placed(self, name: str, type: TensorType, region: Region, options: list[Layout]) -> End:
         """The choice among layouts of one value."""
         zero = [0.0] * len(options)
-        return End(self.add(Choice(name, region, type.names, options, zero)), tuple(options))
+        return End(self.add(Choice(name, region, type.dims, options, zero)), tuple(options))
 
     def boundary(self, name: str, type: TensorType, region: Region, partial: bool = False) -> End:
         found = layouts(type, self.mesh, partial)
@@ -189,9 +186,7 @@ class Builder:
         ]
         return self.placed(info.name, value.type, self.problem.program.body, options)
 
-    def tied_to_cluster(
-        self, info: Input, value: Value, made: dict[Op, Choice]
-    ) -> End | None:
+    def tied_to_cluster(self, info: Input, value: Value, made: dict[Op, Choice]) -> End | None:
         """A state that one cluster alone reads and replaces is stored as that cluster cuts it:
         any other layout would only add a reshard."""
         program = self.problem.program
@@ -212,15 +207,19 @@ class Builder:
         return end if allowed else None
 
     def cluster_choices(self, region: Region, trips: int) -> dict[Op, Choice]:
-        """A choice per cluster; ops that may follow their operand's choice are left out."""
+        """A choice per cluster; ops that may follow their operand's choice are left out: those
+        that are its only reader, and casts of parameters, which are cast where they are stored."""
         uses = Counter(v for op in region.ops for v in op.operands)
         uses.update(region.outputs)
+        inputs = set(region.args) if region is self.problem.program.body else set()
         made: dict[Op, Choice] = {}
         for cluster in clusters(region):
             first = cluster.ops[0]
             alone = len(cluster.ops) == 1
-            if alone and first.kind in FOLLOWERS and uses[first.operands[0]] == 1:
-                continue
+            if alone and first.kind in FOLLOWERS:
+                source = first.operands[0]
+                if uses[source] == 1 or source in inputs:
+                    continue
             made.update(dict.fromkeys(cluster.ops, self.cluster_choice(cluster, trips)))
         return made
 
@@ -233,10 +232,11 @@ class Builder:
         found = [s for s in found if all(self.rules.strategy(op, s) for op in cluster.ops)]
         results = self.external(cluster)
         seconds = [self.seconds(cluster, results, s) * trips for s in found]
-        names = (n for v in (*first.results, *first.operands) for n in v.type.names)
         label = f"{first.kind} at {first.loc}" if first.loc else first.kind
         each = dict.fromkeys(cluster.ops, found)
-        dims = tuple(dict.fromkeys(names))
+        dims = tuple(
+            dict.fromkeys(d for v in (*first.results, *first.operands) for d in v.type.dims)
+        )
         return self.add(Choice(label, cluster.region, dims, found, seconds, each))
 
     def external(self, cluster: Cluster) -> list[Value]:

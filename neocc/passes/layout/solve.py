@@ -22,7 +22,7 @@ from neocc.ir.program import Region, Value
 from neocc.passes.layout.algebra import Assignment, Move, Strategy
 from neocc.passes.layout.problem import Choice, End, Flow, Problem
 
-TIE = 5e-8  # seconds that a cut counts for, later dims more, so that ties read well
+TIE = 5e-8  # seconds that a cut counts for, so that of equal plans the one that reads well wins
 
 
 class Infeasible(NeoccError):
@@ -119,10 +119,12 @@ MICRO = 1e6  # the program is in microseconds: columns near 1 suit the solver
 
 
 def ugliness(choice: Choice, option: Strategy | Layout) -> float:
-    """Cuts of an option; a dim further to the right counts more."""
-    names = choice.dims
-    cuts = (p for p in option.axes if p is not None)
-    return sum(1 + 0.5 * names.index(p) if p in names else 1.0 for p in cuts)
+    """Cuts of an option: a smaller dim counts more (of like sizes, one further to the right), and
+    so do several dims rather than one."""
+    cuts = [p for p in option.axes if p is not None]
+    by_size = [d.name for d in sorted(choice.dims, key=lambda d: -((d.size.bit_length() - 1) // 2))]
+    ranks = sum(by_size.index(p) for p in cuts if isinstance(p, str) and p in by_size)
+    return len(cuts) + 0.5 * ranks + 0.25 * max(0, len(set(cuts)) - 1)
 
 
 @dataclass(eq=False)
@@ -207,7 +209,9 @@ def solve(
     for limit in limits:
         scale = 1.0 / max(limit.limit, 1.0)
         terms = [
-            (first[c] + i, b * scale) for c, held in limit.options.items() for i, b in enumerate(held)
+            (first[c] + i, b * scale)
+            for c, held in limit.options.items()
+            for i, b in enumerate(held)
         ]
         for flow, held in limit.moves.items():
             a = arcs[flow]
@@ -238,7 +242,9 @@ def solve(
     used: dict[Value, frozenset[tuple[Layout, Layout]]] = {}
     for flow, a in arcs.items():
         used[flow.value] = frozenset(
-            (m.source, m.target) for m, col in zip(a.moves, a.pays, strict=True) if columns[col] > 1e-6
+            (m.source, m.target)
+            for m, col in zip(a.moves, a.pays, strict=True)
+            if columns[col] > 1e-6
         )
     bound = info.mip_dual_bound if math.isfinite(info.mip_dual_bound) else -math.inf
     price = memory_price or 0.0
