@@ -322,7 +322,7 @@ def stack_type(v: Value, dim: Dim) -> TensorType:
 def clone(op: Op, env: dict[Value, Value]) -> Op:
     """A copy over fresh values, regions too; ``env`` maps old values to new and is added to.
 
-    Its ops are marked ``recomputed``, so that model FLOPs can leave them out.
+    Its products are marked ``recomputed``, so that model FLOPs can leave them out.
     """
     operands = [env[v] for v in op.operands]
     regions = []
@@ -333,7 +333,8 @@ def clone(op: Op, env: dict[Value, Value]) -> Op:
         regions.append(Region(args, ops, tuple(inside[v] for v in r.outputs)))
     results = [Value(r.type, r.name) for r in op.results]
     env.update(zip(op.results, results, strict=True))
-    return Op(op.kind, operands, results, {**op.attrs, "recomputed": True}, regions, op.loc)
+    attrs = {**op.attrs, "recomputed": True} if op.kind == "einsum" else op.attrs
+    return Op(op.kind, operands, results, attrs, regions, op.loc)
 
 
 def live(ops: Sequence[Op], outputs: Iterable[Value]) -> tuple[list[Op], set[Value]]:

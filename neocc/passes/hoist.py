@@ -19,6 +19,7 @@ def hoist_casts(program: Program) -> Program:
 
 def hoist_region(region: Region) -> Region:
     ops: list[Op] = []
+    saved: set[Value] = set()  # what a loop made is not held twice, wide and narrow
     for op in region.ops:
         if op.kind == "repeat":
             operands = list(op.operands)
@@ -27,11 +28,14 @@ def hoist_region(region: Region) -> Region:
             slots = range(first, first + op.attrs["stacked"])
             for slot, cast in hoistable(body, slots):
                 wide = operands[slot]
+                if wide in saved:
+                    continue
                 narrow = Value(wide.type.with_dtype(cast.result.type.dtype), wide.name)
-                ops.append(Op("cast", [wide], [narrow], cast.attrs, loc=cast.loc))
+                ops.append(Op("cast", [wide], [narrow], {"dtype": narrow.type.dtype}, loc=cast.loc))
                 operands[slot] = narrow
                 body = without_cast(body, slot, cast)
             op = Op(op.kind, operands, op.results, op.attrs, [body], op.loc)
+            saved.update(op.results)
         ops.append(op)
     return Region(region.args, tuple(ops), region.outputs)
 
