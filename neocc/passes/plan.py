@@ -22,7 +22,9 @@ from neocc.passes.pad import Padding, pad_program
 from neocc.passes.partition import Partitioned, apply
 from neocc.passes.simplify import simplify
 
-ROUNDS = 10  # prices of memory that are tried
+USABLE = 0.92  # share of HBM that a plan may fill: a compiler's block for temporaries has gaps
+ROUNDS = 10  # prices of memory that are tried, and points that one price may add
+PATIENCE = 4.0  # where no plan within so many times the fastest one's step fits, none is sought
 TOLERANCE = 1e-6  # a gap, as a share of the step, that counts as none
 SEARCH = 60.0  # seconds for the last search when memory is short
 
@@ -66,8 +68,9 @@ class Timeline:
 class Plan:
     """A program laid out on a mesh, what it costs, and how good it is proved to be.
 
-    flops: of matrix products, per device and step, recomputation included; model_flops: of the
-    whole unpadded step on all devices together, without recomputation.
+    memory_limit: bytes per device that the plan may hold. flops: of matrix products, per device
+    and step, recomputation included; model_flops: of the whole unpadded step on all devices
+    together, without recomputation.
     """
 
     program: Program
@@ -80,6 +83,7 @@ class Plan:
     collectives: tuple[Collective, ...]
     timeline: Timeline
     memory: Memory
+    memory_limit: float
     flops: int
     model_flops: int
 
@@ -89,7 +93,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.memory.peak <= self.chip.hbm_bytes
+        return self.memory.peak <= self.memory_limit
 
     @property
     def mfu(self) -> float:
@@ -109,7 +113,7 @@ def make_plan(
     """The best plan within a device's memory, or the nearest to fitting (see ``Plan.fits``).
 
     ``layout``: a full or partial layout in Mesh TensorFlow's syntax, ``batch:x,heads:y``.
-    ``memory_limit``: bytes per device, the chip's by default.
+    ``memory_limit``: bytes per device; by default ``USABLE`` of the chip's.
 
     Raises:
         LayoutError: the layout names what is not there, or leaves an op no strategy.
@@ -119,7 +123,7 @@ def make_plan(
     padded, paddings = pad_program(program, padded_sizes(program, mesh, given))
     cost = CostModel.of(chip, mesh)
     problem = build(padded, mesh, cost, rules or given_layout(given))
-    available = chip.hbm_bytes if memory_limit is None else memory_limit
+    available = USABLE * chip.hbm_bytes if memory_limit is None else memory_limit
     solution, memory = solve_within(problem, available, SEARCH)
     partitioned = apply(
         padded, mesh, solution.assignment, lambda m, t: problem.move_seconds(m, t) + 1e-12
@@ -136,14 +140,15 @@ def make_plan(
         collectives=collectives,
         timeline=timeline(problem, solution, collectives),
         memory=memory,
+        memory_limit=available,
         flops=local_flops(partitioned.program.body, mesh),
         model_flops=model_flops(program.body),
     )
 
 
 def solve_within(problem: Problem, available: float, seconds: float) -> tuple[Solution, Memory]:
-    """The fastest assignment whose every point holds at most ``available`` bytes, or, where none
-    is, the one whose fullest point is least full.
+    """The fastest assignment whose every point holds at most ``available`` bytes; or, where it is
+    proved that none within ``PATIENCE`` times the fastest step does, one that holds little.
 
     Rows are added for the points that solutions overfill. Where the fastest assignment does not
     fit, memory is priced: each price gives an assignment and a bound (Lagrange), and the best
@@ -156,29 +161,34 @@ def solve_within(problem: Problem, available: float, seconds: float) -> tuple[So
         return fastest, memory
     rows = {point.op: limit(problem, point, available)}
 
-    def priced(price: float, weight: float = 1.0) -> tuple[Solution, Memory]:
-        while True:
-            found = solve(problem, list(rows.values()), price, weight)
+    def priced(price: float) -> tuple[Solution, Memory]:
+        for _ in range(ROUNDS):
+            found = solve(problem, list(rows.values()), memory_price=price, time_limit=SEARCH / 3)
             memory, point = peak(problem, found, at)
             if point.op in rows or memory.peak <= available:
-                return found, memory
+                break
             rows[point.op] = limit(problem, point, available)
+        return found, memory
 
-    smallest, memory = priced(1.0, 1e-6)
-    if memory.peak > available:
-        return smallest, memory
-    best, bound, price = (smallest, memory), fastest.bound, fastest.objective
+    found, best = fastest, None
+    bound, price = fastest.bound, fastest.objective
     low, high = 0.0, math.inf
     for _ in range(ROUNDS):
         found, memory = priced(price)
         bound = max(bound, found.bound)
         if memory.peak <= available:
-            best, high = min(best, (found, memory), key=lambda pair: pair[0].objective), price
+            fitting = (found, memory)
+            best = fitting if best is None else min(best, fitting, key=lambda p: p[0].objective)
+            high = price
+        elif bound > PATIENCE * fastest.objective:
+            return found, memory
         else:
             low = price
-        price = 4 * price if high == math.inf else math.sqrt(max(low, high / 64) * high)
-        if high < 1.5 * low:
+        price = 8 * price if best is None else math.sqrt(max(low, high / 64) * high)
+        if high < 2 * low:
             break
+    if best is None:
+        return found, memory
     while seconds > 0 and best[0].objective - bound > TOLERANCE * best[0].objective:
         found = solve(problem, list(rows.values()), start=best[0], time_limit=seconds)
         seconds -= found.seconds
