@@ -336,3 +336,4 @@ PRESETS: dict[str, Config] = {
         gpt3("gpt3-175b", 96, 12288, 96, 512, 0.6e-4),
     )
 }
+DEFAULT = "gpt3-xl"

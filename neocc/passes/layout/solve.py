@@ -61,6 +61,14 @@ class Solution:
         return max(0.0, (self.objective - self.bound) / self.objective)
 
 
+class Quiet(highspy.Highs):
+    """HiGHS that prints nothing: its constructor prints a banner when it turns callbacks on."""
+
+    def enableCallbacks(self) -> None:
+        self.silent()
+        super().enableCallbacks()
+
+
 class Model:
     """Columns and rows of the program under construction."""
 
@@ -105,8 +113,7 @@ class Model:
         lp.a_matrix_.value_ = np.array(self.value)
         kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
         lp.integrality_ = [kinds[i] for i in self.integer]
-        solver = highspy.Highs()
-        solver.silent()
+        solver = Quiet()
         solver.setOptionValue("mip_rel_gap", 0.0)
         solver.setOptionValue("mip_abs_gap", 1e-3)
         solver.setOptionValue("time_limit", time_limit)

@@ -1,0 +1,217 @@
+"""The command line: parses, calls one function, prints a report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import neocc
+from neocc.cost.hardware import HardwareError, chip
+from neocc.frontends import model_file
+from neocc.ir.errors import NeoccError
+from neocc.ir.mesh import Mesh
+from neocc.ir.text import print_program
+from neocc.passes.layout.solve import Infeasible
+from neocc.report import as_json, emit, terminal
+from neocc.runtime import compile_model
+
+app = typer.Typer(
+    help="A compiler for large GPT models: plans, proves and lowers their training step.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"neocc {neocc.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=show_version)
+    ] = False,
+) -> None:
+    """Plan, prove and lower the training step of a large GPT model."""
+
+
+@app.command("compile")
+def compile_command(
+    model: Annotated[str, typer.Argument(help="A model file, or the name of a shipped one.")],
+    mesh: Annotated[str | None, typer.Option(help="8x16, or data:8,model:16.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A preset of the model file.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A GPT-Neo model config (JSON).")] = None,
+    target: Annotated[str, typer.Option(help="The chip: v5e, v5p, v6e, h100, ...")] = "v5e",
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences in a step.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Dims that mesh axes cut: batch:x,heads:y; in full or part.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What a plan may hold on a device: 12GiB, 14e9.")
+    ] = None,
+    compare: Annotated[bool, typer.Option(help="Plan what experts would try as well.")] = True,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Compile for the target, hold the plan against it.")
+    ] = False,
+    emit_files: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(
+            "--emit",
+            metavar="KINDS DIR",
+            help="Write ir, plan, stablehlo, hlo (comma list) into a folder.",
+        ),
+    ] = None,
+    as_text: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    print_after: Annotated[
+        str | None,
+        typer.Option(metavar="PASS", help="Print the program after build, simplify, pad, ..."),
+    ] = None,
+    time_passes: Annotated[
+        bool, typer.Option("--time-passes", help="Print how long each stage took.")
+    ] = False,
+) -> None:
+    """Plan a model's training step on a mesh, and say what it costs and why.
+
+    Exit code 1: the plan does not fit, or the audit fails. 2: the input is not right.
+    """
+    with told_errors():
+        kinds = emit.check_kinds(emit_files[0].split(",")) if emit_files else ()
+        if print_after and print_after not in PASSES:
+            raise NeoccError(f"no pass {print_after!r}; one of {', '.join(PASSES)}")
+        asked = request(model, preset, config, mesh, layout, batch)
+        compilation = compile_model(
+            asked.model,
+            asked.mesh,
+            chip(target),
+            asked.layout,
+            bytes_of(memory),
+            compare,
+            audit,
+            asked.notes,
+        )
+        console = Console(width=None if sys.stdout.isatty() else terminal.WIDTH)
+        if dump := os.environ.get("NEOCC_DUMP"):
+            emit.write(Path(dump), dict(emit.stages(compilation)))
+        if emit_files:
+            emit.write(emit_files[1], dict(emit.contents(compilation, kinds)))
+        if as_text:
+            typer.echo(json.dumps(as_json.report(compilation), indent=1))
+        elif print_after:
+            typer.echo(print_program(*compilation.stages[print_after]), nl=False)
+        else:
+            terminal.print_report(console, compilation)
+            if emit_files:
+                console.print(f"wrote {', '.join(kinds)} to {emit_files[1]}", highlight=False)
+            if time_passes:
+                console.print(terminal.timings(compilation.timings))
+        if not compilation.ok:
+            raise typer.Exit(1)
+
+
+PASSES = ("build", "simplify", "pad", "partition")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the arguments and the config file ask for together."""
+
+    model: model_file.Model
+    mesh: Mesh
+    layout: str
+    notes: tuple[str, ...]
+
+
+def request(
+    name: str,
+    preset: str | None,
+    config: Path | None,
+    mesh: str | None,
+    layout: str | None,
+    batch: int | None,
+) -> Request:
+    """Loads the model. A config file's own mesh and layout count where no --mesh is given."""
+    given = Mesh.parse(mesh) if mesh else None
+    model = model_file.load(name, preset, config)
+    if batch is not None:
+        model = model.with_fields(batch=batch)
+    notes = list(model.notes)
+    if given is None and model.mesh is None:
+        raise NeoccError("say which mesh: --mesh 8x16")
+    chosen = given or Mesh.parse(model.mesh or "")
+    if layout is None and model.layout and given is None:
+        notes.append(f"mesh and layout are the config's: {chosen}; {model.layout}")
+        return Request(model, chosen, model.layout, tuple(notes))
+    if model.mesh or model.layout:
+        notes.append(
+            f"the config asks for mesh {model.mesh or '?'}, layout {model.layout or '?'}: not used"
+        )
+    return Request(model, chosen, layout or "", tuple(notes))
+
+
+UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{ending}": base**power
+    for power, prefix in enumerate("kmgt", 1)
+    for ending, base in (("ib", 1024), ("b", 1000), ("", 1000))
+}
+
+
+def bytes_of(text: str | None) -> float | None:
+    """``12GiB``, ``14e9``, ``14 GB`` in bytes.
+
+    Raises:
+        NeoccError: another form, or nothing.
+    """
+    if text is None:
+        return None
+    number = text.strip().lower().rstrip("bikmgt ")
+    unit = text.strip().lower()[len(number) :].strip()
+    with contextlib.suppress(ValueError, KeyError):
+        size = float(number) * UNITS[unit]
+        if size > 0:
+            return size
+    raise NeoccError(f"--memory {text!r} is no amount of memory: write 12GiB, or bytes")
+
+
+@contextlib.contextmanager
+def told_errors() -> Iterator[None]:
+    """Errors that a user can cause end with code 2 and a line or two, others with a file that
+    holds the traceback. ``NEOCC_DEBUG=1`` prints it instead."""
+    try:
+        yield
+    except (NeoccError, HardwareError) as error:
+        if os.environ.get("NEOCC_DEBUG"):
+            traceback.print_exc()
+        typer.echo(f"neocc: {error}", err=True)
+        raise typer.Exit(1 if isinstance(error, Infeasible) else 2) from None
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if os.environ.get("NEOCC_DEBUG"):
+            raise
+        with tempfile.NamedTemporaryFile("w", prefix="neocc-", suffix=".log", delete=False) as file:
+            file.write(traceback.format_exc())
+        typer.echo(
+            f"neocc: {type(error).__name__}: {error}\nThis is a bug in neocc. The traceback is in "
+            f"{file.name}; please report it with the command that you ran.",
+            err=True,
+        )
+        raise typer.Exit(3) from None
+
+
+def main() -> None:
+    """The entry point of the ``neocc`` command."""
+    app()

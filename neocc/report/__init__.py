@@ -1,0 +1,1 @@
+"""What a compilation found, for people (terminal) and for programs (JSON, files)."""

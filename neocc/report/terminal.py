@@ -1,0 +1,241 @@
+"""A compilation on one screen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from neocc.lower.audit import Audit, summary
+from neocc.passes.plan import Plan
+from neocc.report import facts
+from neocc.report.certificate import MODEL, SPACE, verdict
+from neocc.report.facts import bytes_text, count_text, seconds_text
+from neocc.runtime import Compared, Compilation, Remedy, Timing
+
+WIDTH = 100
+ROWS = 10  # of collectives; the others are summed
+HEAD = "bold cyan"
+
+
+def print_report(console: Console, compilation: Compilation) -> None:
+    """The whole report."""
+    for part in report(compilation):
+        console.print(part, highlight=False, soft_wrap=False)
+
+
+def report(c: Compilation) -> Iterable[RenderableType]:
+    yield headline(c)
+    yield layouts(c.plan)
+    yield memory(c)
+    yield collectives(c.plan)
+    yield times(c)
+    if c.rivals:
+        yield rivals(c)
+    if not c.plan.fits:
+        yield misfit(c)
+    if c.audit:
+        yield audit(c.audit)
+    for note in c.notes:
+        yield Text(f"note: {note}", style="dim")
+
+
+def titled(title: str, body: RenderableType) -> Group:
+    return Group(Text(title, style=HEAD), body)
+
+
+def columns(*justify: str) -> Table:
+    table = Table.grid(padding=(0, 2), pad_edge=False)
+    for how in justify:
+        right = how == "right"
+        table.add_column(justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def headline(c: Compilation) -> Text:
+    plan = c.plan
+    text = Text()
+    text.append(c.model.name, style="bold")
+    text.append(f": {count_text(c.program.parameter_count)} parameters")
+    if c.tokens:
+        text.append(f", {c.tokens:,} tokens a step")
+    text.append(f"; mesh {plan.mesh} = {plan.mesh.size} x {plan.chip.title}")
+    text.append(f" ({bytes_text(plan.chip.hbm_bytes)} each)\n")
+    if plan.fits:
+        text.append(f"step {seconds_text(plan.timeline.step)}", style="bold green")
+        if c.tokens:
+            text.append(f", {count_text(c.tokens / plan.timeline.step)} tokens/s")
+        text.append(f", MFU {100 * plan.mfu:.1f} %, {verdict(plan.solution)}")
+    else:
+        over = plan.memory.peak - plan.memory_limit
+        text.append(f"does not fit: {bytes_text(over)} a device too much", style="bold red")
+    return text
+
+
+def layouts(plan: Plan) -> Group:
+    table = columns("left", "left", "left", "right")
+    rows = [("", r) for r in facts.weights(plan)]
+    rows += [("state ", r) for r in facts.unlike_states(plan)]
+    for prefix, row in rows:
+        add_layout(table, plan, prefix + names_text(row.names, 3), row)
+    table.add_row(Text("as computed", style="dim"))
+    for row in facts.activations(plan):
+        add_layout(table, plan, row.names[0], row)
+    moments = "" if facts.unlike_states(plan) else "; optimizer state lies as its weight"
+    return titled(f"Layout (weights as stored, bytes a device{moments})", table)
+
+
+def add_layout(table: Table, plan: Plan, name: str, row: facts.Row) -> None:
+    words = facts.layout_words(row.type, plan.mesh)
+    count = f"{len(row.names)} x " if len(row.names) > 1 else ""
+    dims = facts.dims_words(row.type)
+    if match := re.match(r"(layers\w*) x ", dims):
+        dims = f"{row.type.dim(match[1]).size} x ({dims[match.end() :]})"
+    table.add_row(Text(name), Text(dims), Text(words), f"{count}{bytes_text(row.bytes)}")
+
+
+def names_text(names: tuple[str, ...], most: int = 4) -> str:
+    """``attn.q, k, v``: a prefix once; the first few; ``grads of attn.q, k``."""
+    if all(name.endswith(" grad") for name in names) and len(names) > 1:
+        return f"grads of {names_text(tuple(n.removesuffix(' grad') for n in names), most)}"
+    shown: list[str] = []
+    before = ""
+    for name in names[:most]:
+        prefix, dot, last = name.rpartition(".")
+        shown.append(last if dot and prefix == before else name)
+        before = prefix
+    more = f", +{len(names) - most}" if len(names) > most else ""
+    return ", ".join(shown) + more
+
+
+def memory(c: Compilation) -> Group:
+    held = c.plan.memory
+    limit = c.plan.memory_limit
+    parts = [f"{kind} {bytes_text(n)}" for kind, n in held.by_kind.items() if n > limit * 1e-4]
+    whole = f"{bytes_text(held.peak)} of {bytes_text(limit)} usable"
+    title = f"Memory of a device: {whole} ({100 * held.peak / limit:.0f} %), at {held.point}"
+    return titled(title, Text(f"  {', '.join(parts)}"))
+
+
+def collectives(plan: Plan) -> Group:
+    rows = facts.traffic(plan)
+    table = columns("left", "left", "right", "right", "right", "left")
+    heads = ("collective", "of", "bytes in -> out", "runs", "time", "where")
+    table.add_row(*(Text(h, style="dim") for h in heads))
+    shown, rest = facts.cut_after(rows, ROWS)
+    for r in shown:
+        over = f"{r.kind.replace('_', '-')} on {r.axis}"
+        region = r.region + ("*" if r.hideable else "")
+        moved = f"{bytes_text(r.bytes)} -> {bytes_text(r.result_bytes)}"
+        table.add_row(
+            over,
+            names_text(r.tensors, 3),
+            moved,
+            f"{r.runs}",
+            seconds_text(r.seconds),
+            region,
+        )
+    if rest:
+        table.add_row(rest.kind, "", "", f"{rest.runs}", seconds_text(rest.seconds), "")
+    if not rows:
+        return titled("Collectives", Text("  none"))
+    return titled("Collectives of a step (* can hide behind compute; --json has each one)", table)
+
+
+def times(c: Compilation) -> Group:
+    plan, t, s = c.plan, c.plan.timeline, c.plan.solution
+    done = facts.work(c.program, plan)
+    body = Text(
+        f"  compute {seconds_text(t.compute)} + exposed communication {seconds_text(t.exposed)}"
+        f" = {seconds_text(t.step)}; hidden communication {seconds_text(t.hidden)}\n"
+        f"  MFU {100 * plan.mfu:.1f} %; FLOP/s {100 * facts.utilisation(plan):.1f} % of peak, with "
+        f"{100 * done.recomputed:.1f} % recomputed, {100 * done.padding:.2g} % padding, "
+        f"{100 * done.repeated:.2g} % repeated\n"
+    )
+    for p in plan.paddings:
+        body.append(f"  padded {p}\n")
+    body.append(
+        f"  {verdict(s)}: bound {seconds_text(s.bound)}, gap {100 * s.gap:.2g} %, "
+        f"{len(s.columns):,} columns, {s.rows:,} rows, {s.seconds:.1f} s of HiGHS\n"
+    )
+    body.append(f"  cost model: {MODEL}\n  search space: {SPACE}", "dim")
+    return titled("Time of a step", body)
+
+
+def rivals(c: Compilation) -> Group:
+    table = columns("left", "right", "right", "right", "right", "left")
+    heads = ("", "step", "against", "MFU", "memory", "")
+    table.add_row(*(Text(h, style="dim") for h in heads))
+    own = Compared("neocc", c.plan, c.plan.fits)
+    for r in (own, *c.rivals):
+        table.add_row(*rival(r, c.plan))
+    return titled("What an expert would try", table)
+
+
+def rival(r: Compared, against: Plan) -> tuple[str, ...]:
+    if r.plan is None:
+        return r.name, "", "", "", "", f"no such plan: {r.reason}"
+    plan = r.plan
+    return (
+        r.name,
+        seconds_text(plan.timeline.step),
+        f"{plan.timeline.step / against.timeline.step:.2f}x",
+        f"{100 * plan.mfu:.1f} %",
+        bytes_text(plan.memory.peak),
+        "fits" if r.fits else f"does not fit in {bytes_text(plan.memory_limit)}",
+    )
+
+
+def misfit(c: Compilation) -> Group:
+    plan = c.plan
+    text = Text("  largest at the fullest point:\n")
+    for name, size in plan.memory.largest[:5]:
+        text.append(f"    {bytes_text(size):>10}  {facts.short(name)}\n")
+    if c.remedies:
+        text.append("  it fits with:")
+        for r in c.remedies:
+            text.append(f"\n    {remedy(r)}")
+    else:
+        text.append("  no smaller batch, larger mesh or larger chip that was tried makes it fit")
+    return titled("Does not fit", text)
+
+
+def remedy(r: Remedy) -> str:
+    asked = f" ({r.arguments})" if r.arguments else ""
+    return f"{r.change}{asked}: {bytes_text(r.peak)}, step {seconds_text(r.step)}"
+
+
+def audit(found: Audit) -> Group:
+    text = Text()
+    good = "agree" if found.collectives_ok else "DIFFER"
+    text.append(f"  collectives {good}: ")
+    text.append("; ".join(f"{n} {verdict}" for verdict, n in summary(found.findings).items()))
+    for f in found.findings:
+        if not f.ok:
+            what = f.planned.tensor or f.planned.kind if f.planned else ""
+            name = f.compiled.instruction if f.compiled else what
+            text.append(f"\n    {f.verdict}: {name}", style="red")
+    for loop in found.unknown_loops:
+        text.append(f"\n    trips of {loop} are not known", style="red")
+    same = "equal" if found.flops_equal else "DIFFER"
+    text.append(
+        f"\n  FLOPs of matrix products a device {same}: plan {found.planned_flops:,}, "
+        f"compiled {found.compiled_flops:,}"
+        f"\n  peak memory: plan {bytes_text(found.planned_peak)}, compiled "
+        f"{bytes_text(found.compiled_peak)} ({100 * found.memory_error:+.1f} %), "
+        f"reserved {bytes_text(found.reserved)}"
+    )
+    words = "the compiled program is what was planned" if found.ok else "the audit FAILS"
+    text.append(f"\n  {words}", style="bold green" if found.ok else "bold red")
+    return titled("Audit against the target's compiler", text)
+
+
+def timings(found: Iterable[Timing]) -> Group:
+    """How long each stage took."""
+    table = columns("left", "right")
+    for t in found:
+        table.add_row(t.stage, f"{t.seconds:.3f} s")
+    return titled("Time of each stage", table)

@@ -1,0 +1,275 @@
+"""Compile a model: build its step, plan it, set it beside what experts would do."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from neocc.cost.hardware import Chip, HardwareError, chip, chip_names
+from neocc.ir.errors import NeoccError
+from neocc.ir.mesh import Mesh
+from neocc.ir.program import Program
+from neocc.lower.audit import Audit
+from neocc.passes.layout.problem import Rules
+from neocc.passes.layout.rules import Expert, cuttable, experts
+from neocc.passes.plan import Plan, make_plan
+from neocc.passes.simplify import simplify
+
+HOPELESS = 2.0  # a rival whose fastest layout needs this many times the memory is not tried again
+HALVINGS = 6  # batches that are tried when a plan does not fit
+T = TypeVar("T")
+
+
+class Model(Protocol):
+    """What is compiled: ``neocc.frontends.model_file.Model``, or the like."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> Any: ...
+
+    def train_step(self) -> Program: ...
+
+    def has(self, field: str) -> bool: ...
+
+    def with_fields(self, **fields: Any) -> Model: ...
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that a stage took."""
+
+    stage: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What an expert's plan costs under the same cost model: its ``plan``, or the ``reason`` why
+    it has none; ``fits``: within the memory that the compilation was given."""
+
+    name: str
+    plan: Plan | None
+    fits: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change under which the model was planned again and fits: seconds of a step, bytes per
+    device, and the arguments of ``neocc compile`` that ask for it, if there are any."""
+
+    change: str
+    arguments: str
+    step: float
+    peak: int
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A model planned on a mesh.
+
+    ``built``: the program as the model file made it; ``program``: simplified, before padding.
+    ``remedies``: where the plan does not fit, changes under which it would.
+    """
+
+    model: Model
+    built: Program
+    program: Program
+    plan: Plan
+    rivals: tuple[Compared, ...]
+    remedies: tuple[Remedy, ...]
+    audit: Audit | None
+    timings: tuple[Timing, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def stages(self) -> dict[str, tuple[Program, Mesh | None]]:
+        """The program after each pass, by the pass's name; and the mesh once it is cut."""
+        return {
+            "build": (self.built, None),
+            "simplify": (self.program, None),
+            "pad": (self.plan.program, None),
+            "partition": (self.plan.partitioned.program, self.plan.mesh),
+        }
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step: elements of the largest data input."""
+        named = self.program.named_inputs
+        return max((v.type.size for i, v in named if i.role == "data"), default=0)
+
+    @property
+    def ok(self) -> bool:
+        """It fits, and the audit, if there was one, agrees."""
+        return self.plan.fits and (self.audit is None or self.audit.ok)
+
+
+class Clock:
+    """Collects how long the stages take."""
+
+    def __init__(self) -> None:
+        self.timings: list[Timing] = []
+
+    def time(self, stage: str, work: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.timings.append(Timing(stage, time.perf_counter() - start))
+
+
+def compile_model(
+    model: Model,
+    mesh: Mesh,
+    target: Chip,
+    layout: str = "",
+    memory: float | None = None,
+    compare: bool = True,
+    audit: bool = False,
+    notes: tuple[str, ...] = (),
+) -> Compilation:
+    """Builds a model's training step and plans it on a mesh of ``target`` chips.
+
+    ``layout``: in Mesh TensorFlow's syntax, a constraint. ``memory``: bytes per device that the
+    plan may hold, what the chip has by default. ``compare``: plan what experts would do as well.
+    ``audit``: compile for the target and hold the plan against the result.
+
+    Raises:
+        NeoccError: the model, mesh, layout or target is not right; or, with ``audit``, there is no
+            compiler for the target here.
+        HardwareError: no slice of the chip has as many devices.
+    """
+    clock = Clock()
+    built = clock.time("build", model.train_step)
+    program = clock.time("simplify", lambda: simplify(built))
+    plan = clock.time("plan", lambda: make_plan(program, mesh, target, layout, None, memory))
+    rivals: tuple[Compared, ...] = ()
+    if compare:
+        rivals = clock.time("compare", lambda: tuple(compare_experts(program, plan)))
+    remedies: tuple[Remedy, ...] = ()
+    if not plan.fits:
+        again = Again(model, mesh, target, layout, memory)
+        remedies = clock.time("remedies", lambda: tuple(again.remedies()))
+    audited = None
+    if audit and plan.fits:
+        # JAX takes a second to import: only what needs it does.
+        from neocc.backends.target import audit_for_target
+
+        audited = clock.time("audit", lambda: audit_for_target(plan))
+    return Compilation(
+        model, built, program, plan, rivals, remedies, audited, tuple(clock.timings), notes
+    )
+
+
+def compare_experts(program: Program, plan: Plan) -> Iterator[Compared]:
+    """Each expert's plan on the same mesh; of Megatron's, one per mesh axis, the best."""
+    if plan.mesh.size == 1:
+        return
+    found = [expert_plan(program, plan, strict(e)) for e in experts(plan.mesh)]
+    yield from (c for c in found if not c.name.startswith("Megatron"))
+    megatrons = [c for c in found if c.name.startswith("Megatron")]
+    if megatrons:
+        yield min(megatrons, key=rank)
+
+
+def rank(c: Compared) -> tuple[bool, float]:
+    """Those that fit first, and the fastest of them."""
+    return (not c.fits, c.plan.timeline.step if c.plan else math.inf)
+
+
+def strict(expert: Expert) -> Expert:
+    """Pure data parallelism cuts the batch and nothing else: each device updates every weight."""
+    if expert.name != "data parallel":
+        return expert
+    allowed = expert.rules.strategy
+
+    def strategy(op: Any, s: Any) -> bool:
+        cuts = {c for c in s.axes if isinstance(c, str)}
+        return cuts <= ({"batch"} & cuttable(op)) and allowed(op, s)
+
+    return Expert(expert.name, Rules(strategy, expert.rules.stored))
+
+
+def expert_plan(program: Program, plan: Plan, expert: Expert) -> Compared:
+    """The fastest plan that an expert's rules allow; where that does not fit, and is not
+    hopeless, the fastest that does."""
+    limit = plan.memory_limit
+
+    def planned(memory: float) -> Plan:
+        made = make_plan(program, plan.mesh, plan.chip, "", expert.rules, memory)
+        return replace(made, memory_limit=limit)
+
+    try:
+        found = planned(math.inf)
+        if not found.fits and found.memory.peak <= HOPELESS * limit:
+            found = planned(limit)
+    except NeoccError as error:
+        return Compared(expert.name, None, False, error.message)
+    return Compared(expert.name, found, found.fits)
+
+
+@dataclass(frozen=True)
+class Again:
+    """A request that did not fit, to be planned again with one thing changed."""
+
+    model: Model
+    mesh: Mesh
+    target: Chip
+    layout: str
+    memory: float | None
+
+    def plan(self) -> Plan:
+        program = simplify(self.model.train_step())
+        return make_plan(program, self.mesh, self.target, self.layout, None, self.memory)
+
+    def remedies(self) -> Iterator[Remedy]:
+        """The smallest change of each kind that makes it fit; each was planned."""
+        kinds = (self.recompute, self.smaller_batches, self.larger_meshes, self.larger_chips)
+        for kind in kinds:
+            for change, arguments, changed in kind():
+                try:
+                    plan = changed.plan()
+                except (NeoccError, HardwareError):
+                    continue
+                if plan.fits:
+                    yield Remedy(change, arguments, plan.timeline.step, plan.memory.peak)
+                    break
+
+    def recompute(self) -> Iterator[tuple[str, str, Again]]:
+        if self.model.has("recompute") and not self.model.config.recompute:
+            changed = replace(self, model=self.model.with_fields(recompute=True))
+            yield "recompute = True in the config: layers are run again going back", "", changed
+
+    def smaller_batches(self) -> Iterator[tuple[str, str, Again]]:
+        if not self.model.has("batch"):
+            return
+        batch = self.model.config.batch
+        for _ in range(HALVINGS):
+            if batch % 2:
+                return
+            batch //= 2
+            changed = replace(self, model=self.model.with_fields(batch=batch))
+            yield f"a batch of {batch} sequences", f"--batch {batch}", changed
+
+    def larger_meshes(self) -> Iterator[tuple[str, str, Again]]:
+        for factor in (2, 4, 8):
+            for i, (name, size) in enumerate(self.mesh.axes):
+                axes = (*self.mesh.axes[:i], (name, factor * size), *self.mesh.axes[i + 1 :])
+                mesh = Mesh(axes)
+                yield f"{mesh.size} devices", f"--mesh {mesh}", replace(self, mesh=mesh)
+
+    def larger_chips(self) -> Iterator[tuple[str, str, Again]]:
+        if self.memory is not None:
+            return
+        others = (chip(name) for name in chip_names())
+        larger = [
+            c for c in others if c.kind == self.target.kind and c.hbm_bytes > self.target.hbm_bytes
+        ]
+        for c in sorted(larger, key=lambda c: c.hbm_bytes):
+            words = f"{c.title}, {c.hbm_bytes / 2**30:.4g} GiB a device"
+            yield words, f"--target {c.name}", replace(self, target=c)
