@@ -50,8 +50,10 @@ def compile_for_target(plan: Plan, options: Mapping[str, Any] | None = None) -> 
     lowered = lower_for_target(plan)
     compiled = compile_for_tpu(lowered.function, lowered.shape_structs(), compiler_options=options)
     facts = memory_facts(compiled)
-    stats = compiled.memory_analysis()
-    return Target(lowered, compiled.as_text(), stats.peak_memory_in_bytes, facts.peak)
+    text = compiled.as_text()
+    if text is None:
+        raise NeoccError(f"the compiler for {plan.chip.name} does not print what it compiled")
+    return Target(lowered, text, facts.live, facts.peak)
 
 
 def audit_for_target(plan: Plan) -> Audit:

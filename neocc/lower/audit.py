@@ -18,6 +18,7 @@ from neocc.passes.plan import Collective as Planned
 from neocc.passes.plan import Plan
 
 SCOPE = re.compile(r"neocc\.(?:all_gather|all_reduce|reduce_scatter|all_to_all)\.(\d+)")
+SCATTERED = "made an all-reduce and a slice"
 MEMORY_TOLERANCE = 0.10  # share by which the predicted peak may miss the compiler's
 
 
@@ -115,6 +116,11 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
         same = p.kind.replace("_", "-") == c.kind and same_place(p, c)
         return same and p.bytes == 2 * c.operand_bytes and c.dtype == "bf16"
 
+    def stacked(p: Planned, c: Compiled) -> bool:
+        times, rest = divmod(p.count, c.trip_count)
+        same = p.kind.replace("_", "-") == c.kind and axes[c] == (mesh.index(p.axis),)
+        return same and times > 1 and rest == 0 and times * p.bytes == c.operand_bytes
+
     def hoisted(p: Planned, c: Compiled) -> bool:
         same = p.kind.replace("_", "-") == c.kind and axes[c] == (mesh.index(p.axis),)
         return same and c.trip_count < p.count and p.bytes == c.operand_bytes
@@ -132,8 +138,9 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
 
     take(known(exact), "", True)
     take(exact, "", True)
-    take(scattered, "made an all-reduce and a slice", True)
+    take(scattered, SCATTERED, True)
     take(narrowed, "made bf16, half the bytes", True)
+    take(stacked, "moved out of the loop as one of the stack, the same bytes", True)
     take(hoisted, "moved out of the loop", False)
     for p in planned:
         twin = any(f.planned is not None and same_transfer(f.planned, p) for f in findings)
@@ -158,8 +165,21 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
     return findings
 
 
-def same_transfer(a: Planned, b: Planned) -> bool:
-    return (a.kind, a.axis, a.bytes, a.count) == (b.kind, b.axis, b.bytes, b.count)
+def same_transfer(a: Planned | None, b: Planned) -> bool:
+    return a is not None and (a.kind, a.axis, a.bytes, a.count) == (
+        b.kind,
+        b.axis,
+        b.bytes,
+        b.count,
+    )
+
+
+def undoes(gather: Planned, scatter: Planned | None) -> bool:
+    """Whether an all-gather puts together what a reduce-scatter cut."""
+    if scatter is None or (gather.kind, scatter.kind) != ("all_gather", "reduce_scatter"):
+        return False
+    same = (gather.axis, gather.dim, gather.count) == (scatter.axis, scatter.dim, scatter.count)
+    return same and (gather.bytes, gather.result_bytes) == (scatter.result_bytes, scatter.bytes)
 
 
 def compiled_axes(c: Compiled, sizes: tuple[int, ...]) -> tuple[int, ...] | None:

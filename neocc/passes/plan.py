@@ -23,7 +23,7 @@ from neocc.passes.partition import Partitioned, apply
 from neocc.passes.simplify import simplify
 
 USABLE = 0.92  # share of HBM that a plan may fill: a compiler's block for temporaries has gaps
-ROUNDS = 10  # prices of memory that are tried, and points that one price may add
+ROUNDS = 10  # prices of memory that are tried
 PATIENCE = 4.0  # where no plan within so many times the fastest one's step fits, none is sought
 TOLERANCE = 1e-6  # a gap, as a share of the step, that counts as none
 SEARCH = 60.0  # seconds for the last search when memory is short
@@ -162,13 +162,12 @@ def solve_within(problem: Problem, available: float, seconds: float) -> tuple[So
     rows = {point.op: limit(problem, point, available)}
 
     def priced(price: float) -> tuple[Solution, Memory]:
-        for _ in range(ROUNDS):
+        while True:
             found = solve(problem, list(rows.values()), memory_price=price, time_limit=SEARCH / 3)
             memory, point = peak(problem, found, at)
             if point.op in rows or memory.peak <= available:
-                break
+                return found, memory
             rows[point.op] = limit(problem, point, available)
-        return found, memory
 
     found, best = fastest, None
     bound, price = fastest.bound, fastest.objective

@@ -50,6 +50,9 @@ class MemoryFacts:
     """Output that reuses a donated argument's buffer: in both of the figures above."""
     temp: int
     """The block for everything else, at its fullest; reserved as one piece for the whole call."""
+    live: int
+    """Bytes in use at the fullest moment, XLA's ``peak_memory_in_bytes``: without the gaps that
+    the block for temporaries has."""
     code: int
     """The program itself. It lies in HBM too, but is not in ``peak``: the compiler's own figures
     (``peak_memory_in_bytes``, its out-of-memory check) leave it out as well."""
@@ -186,6 +189,7 @@ def memory_facts(compiled: jax.stages.Compiled) -> MemoryFacts:
         output=stats.output_size_in_bytes,
         alias=stats.alias_size_in_bytes,
         temp=stats.temp_size_in_bytes,
+        live=stats.peak_memory_in_bytes,
         code=stats.generated_code_size_in_bytes,
     )
 

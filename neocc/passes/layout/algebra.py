@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from neocc.ir.mesh import Choice, Layout, Mesh, Partial, Placement, Strategy, Through
 from neocc.ir.ops import OPS
 from neocc.ir.ops.base import PARALLEL, SEQUENTIAL
-from neocc.ir.program import Op, Region
+from neocc.ir.program import Op, Region, Value
 from neocc.ir.types import TensorType
 
 SUM = Partial("sum")
@@ -166,4 +166,4 @@ class Assignment:
 
     strategies: dict[Op, Strategy]
     boundaries: dict[Region, Boundary]
-    moves: dict[object, frozenset[tuple[Layout, Layout]]] | None = None
+    moves: dict[Value, frozenset[tuple[Layout, Layout]]] | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 
 import networkx as nx
 
@@ -75,7 +76,7 @@ def clusters(region: Region) -> list[Cluster]:
         source = producer.get(v)
         group = [source, *ops] if source is not None and source.kind != "repeat" else ops
         group = [op for op in group if fuses(op) and space_dims(op) == space_dims(ops[0])]
-        for a, b in zip(group, group[1:], strict=False):
+        for a, b in pairwise(group):
             graph.add_edge(a, b)
     order = {op: i for i, op in enumerate(region.ops)}
     found = [

@@ -116,6 +116,9 @@ class Model:
         solver = Quiet()
         solver.setOptionValue("mip_rel_gap", 0.0)
         solver.setOptionValue("mip_abs_gap", 1e-3)
+        for search in ("rins", "rens", "root_reduced_cost"):
+            # Sub-MIPs take far longer than the tree that they are to spare.
+            solver.setOptionValue(f"mip_heuristic_run_{search}", False)
         solver.setOptionValue("time_limit", time_limit)
         solver.setOptionValue("threads", threads)
         solver.passModel(lp)
