@@ -10,7 +10,7 @@ from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.program import Op
 from neocc.passes.plan import Collective, Plan, bodies
 from neocc.report import facts
-from neocc.report.certificate import MODEL, SPACE
+from neocc.report.certificate import MODEL, SPACE, verdict
 from neocc.runtime import Compilation
 
 SCHEMA = 1  # raised when a field changes its meaning or goes
@@ -115,6 +115,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "collectives": [collective(c, names[c.id]) for c in plan.collectives],
         "paddings": [{"dim": p.dim, "from": p.true, "to": p.padded} for p in plan.paddings],
         "certificate": {
+            "verdict": verdict(plan),
             "objective": solution.objective,
             "bound": solution.bound,
             "gap": solution.gap,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neocc.passes.layout.solve import Solution
+from neocc.passes.plan import PATIENCE, Plan
 
 MODEL = "roofline at local shapes, alpha-beta collectives over the rings, overlap by region"
 SPACE = (
@@ -12,8 +12,10 @@ SPACE = (
 PROVED = 1e-6  # a gap, as a share of the step, that counts as none
 
 
-def verdict(solution: Solution) -> str:
-    """``optimal``, or how far from it the plan can be."""
-    if solution.gap <= PROVED:
+def verdict(plan: Plan) -> str:
+    """``proved optimal``, or how far from it the plan can be, or what is proved of all plans."""
+    if not plan.fits:
+        return f"no layout fits whose step is within {PATIENCE:g} times the fastest one's"
+    if plan.solution.gap <= PROVED:
         return "proved optimal"
-    return f"within {100 * solution.gap:.2g} % of the optimum"
+    return f"within {100 * plan.solution.gap:.2g} % of the optimum"

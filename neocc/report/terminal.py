@@ -50,8 +50,12 @@ def titled(title: str, body: RenderableType) -> Group:
 def columns(*justify: str) -> Table:
     table = Table.grid(padding=(0, 2), pad_edge=False)
     for how in justify:
-        right = how == "right"
-        table.add_column(justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+        wraps = how == "wrap"
+        table.add_column(
+            justify="right" if how == "right" else "left",
+            no_wrap=not wraps,
+            overflow="fold" if wraps else "ellipsis",
+        )
     return table
 
 
@@ -68,7 +72,7 @@ def headline(c: Compilation) -> Text:
         text.append(f"step {seconds_text(plan.timeline.step)}", style="bold green")
         if c.tokens:
             text.append(f", {count_text(c.tokens / plan.timeline.step)} tokens/s")
-        text.append(f", MFU {100 * plan.mfu:.1f} %, {verdict(plan.solution)}")
+        text.append(f", MFU {100 * plan.mfu:.1f} %, {verdict(plan)}")
     else:
         over = plan.memory.peak - plan.memory_limit
         text.append(f"does not fit: {bytes_text(over)} a device too much", style="bold red")
@@ -157,8 +161,11 @@ def times(c: Compilation) -> Group:
     )
     for p in plan.paddings:
         body.append(f"  padded {p}\n")
+    if not plan.fits:
+        body.append(f"  {verdict(plan)}; shown is one that holds little")
+        return titled("Time of a step", body)
     body.append(
-        f"  {verdict(s)}: bound {seconds_text(s.bound)}, gap {100 * s.gap:.2g} %, "
+        f"  {verdict(plan)}: bound {seconds_text(s.bound)}, gap {100 * s.gap:.2g} %, "
         f"{len(s.columns):,} columns, {s.rows:,} rows, {s.seconds:.1f} s of HiGHS\n"
     )
     body.append(f"  cost model: {MODEL}\n  search space: {SPACE}", "dim")
@@ -166,7 +173,7 @@ def times(c: Compilation) -> Group:
 
 
 def rivals(c: Compilation) -> Group:
-    table = columns("left", "right", "right", "right", "right", "left")
+    table = columns("left", "right", "right", "right", "right", "wrap")
     heads = ("", "step", "against", "MFU", "memory", "")
     table.add_row(*(Text(h, style="dim") for h in heads))
     own = Compared("neocc", c.plan, c.plan.fits)
@@ -199,7 +206,7 @@ def misfit(c: Compilation) -> Group:
         for r in c.remedies:
             text.append(f"\n    {remedy(r)}")
     else:
-        text.append("  no smaller batch, larger mesh or larger chip that was tried makes it fit")
+        text.append("  no smaller batch, larger mesh or larger chip that was tried is enough")
     return titled("Does not fit", text)
 
 

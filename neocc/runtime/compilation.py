@@ -15,10 +15,11 @@ from neocc.ir.program import Program
 from neocc.lower.audit import Audit
 from neocc.passes.layout.problem import Rules
 from neocc.passes.layout.rules import Expert, cuttable, experts
-from neocc.passes.plan import Plan, make_plan
+from neocc.passes.plan import USABLE, Plan, make_plan
 from neocc.passes.simplify import simplify
 
 HOPELESS = 2.0  # a rival whose fastest layout needs this many times the memory is not tried again
+NEAR = 1.15  # a remedy whose fastest layout needs no more than this is sought a layout that fits
 HALVINGS = 6  # batches that are tried when a plan does not fit
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ class Compared:
 @dataclass(frozen=True)
 class Remedy:
     """A change under which the model was planned again and fits: seconds of a step, bytes per
-    device, and the arguments of ``neocc compile`` that ask for it, if there are any."""
+    device, and the arguments of ``neocc compile`` that ask for it, if any do."""
 
     change: str
     arguments: str
@@ -74,7 +75,8 @@ class Compilation:
     """A model planned on a mesh.
 
     ``built``: the program as the model file made it; ``program``: simplified, before padding.
-    ``remedies``: where the plan does not fit, changes under which it would.
+    ``remedies``: where the plan does not fit, changes under which it would. ``audit``: None where
+    it was not asked for.
     """
 
     model: Model
@@ -206,7 +208,8 @@ def expert_plan(program: Program, plan: Plan, expert: Expert) -> Compared:
 
     try:
         found = planned(math.inf)
-        if not found.fits and found.memory.peak <= HOPELESS * limit:
+        # Its layouts are some of those that the plan was chosen from: if none of all fits, none.
+        if plan.fits and not found.fits and found.memory.peak <= HOPELESS * limit:
             found = planned(limit)
     except NeoccError as error:
         return Compared(expert.name, None, False, error.message)
@@ -224,11 +227,21 @@ class Again:
     memory: float | None
 
     def plan(self) -> Plan:
+        """The fastest plan; where it nearly fits, the fastest that does. The search for that takes
+        many solves, so one that is far off is given up."""
         program = simplify(self.model.train_step())
-        return make_plan(program, self.mesh, self.target, self.layout, None, self.memory)
+
+        def planned(memory: float) -> Plan:
+            made = make_plan(program, self.mesh, self.target, self.layout, None, memory)
+            return replace(made, memory_limit=limit)
+
+        limit = USABLE * self.target.hbm_bytes if self.memory is None else self.memory
+        found = planned(math.inf)
+        near = limit < found.memory.peak <= NEAR * limit
+        return planned(limit) if near else found
 
     def remedies(self) -> Iterator[Remedy]:
-        """The smallest change of each kind that makes it fit; each was planned."""
+        """The smallest change of each kind that was found to make it fit."""
         kinds = (self.recompute, self.smaller_batches, self.larger_meshes, self.larger_chips)
         for kind in kinds:
             for change, arguments, changed in kind():
