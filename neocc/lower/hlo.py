@@ -42,6 +42,7 @@ KINDS = (
 )
 _SKIP = frozenset(("parameter", "constant", "get-tuple-element", "tuple", "bitcast"))
 _CALLERS = frozenset(("fusion", "call", "custom-call", "async"))  # and these with "-start"
+_CHAIN = re.compile(r'chain_id="(\d+)"')
 _PRIMITIVE = re.compile(
     r"(all_gather|reduce_scatter|psum_scatter|psum|pmax|pmin|all_to_all|ppermute)(?:_invariant)?"
 )
@@ -188,7 +189,7 @@ class _Walk:
         self.loops: list[Loop] = []
         self.cycles = 0
         self.visited: set[str] = set()
-        self.channels: set[str] = set()
+        self.chains: set[str] = set()
 
     def visit(self, comp: Computation, at: _Context) -> None:
         """Counts what one call of ``comp`` executes."""
@@ -236,13 +237,13 @@ class _Walk:
     def _piece(self, inst: Instruction, at: _Context) -> bool:
         """Whether a collective was met before: an asynchronous one that runs inside fusions stands
         in the one that starts it, in those that it runs beside and in the one that ends it, all
-        of one channel."""
-        channel = inst.attribute("channel_id")
-        if not at.fused or channel is None:
+        of one chain."""
+        chain = _CHAIN.search(inst.rest)
+        if not at.fused or chain is None:
             return False
-        if channel in self.channels:
+        if chain[1] in self.chains:
             return True
-        self.channels.add(channel)
+        self.chains.add(chain[1])
         return False
 
     def check_complete(self) -> None:

@@ -1,0 +1,82 @@
+"""The audit finds what the compiler did, and notices a plan that lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from models import gpt
+from neocc.backends.target import Target, compile_for_target
+from neocc.cost.hardware import chip
+from neocc.ir.mesh import Mesh
+from neocc.lower.audit import Audit, audit
+from neocc.passes.plan import Collective, Plan, make_plan
+
+pytestmark = pytest.mark.tpu_compiler
+SMALL = replace(gpt.PRESETS["tiny"], embd=64, batch=8, vocab=100, dtype="bf16", layers=3)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> tuple[Plan, Target]:
+    pytest.importorskip("libtpu")
+    layout = "batch:x,heads:y,mlp:y,vocab:y"
+    plan = make_plan(gpt.train_step(SMALL), Mesh.parse("2x4"), chip("v5e"), layout)
+    return plan, compile_for_target(plan)
+
+
+def held(plan: Plan, target: Target) -> Audit:
+    return audit(plan, target.hlo, target.peak, target.reserved)
+
+
+def test_every_collective_of_a_real_program_is_in_the_plan_and_the_reverse(compiled):
+    plan, target = compiled
+    found = held(plan, target)
+    assert found.collectives_ok, [f for f in found.findings if not f.ok]
+    assert found.flops_equal and found.planned_flops > 0
+    planned = [c for c in plan.collectives if c.kind != "slice"]
+    assert sorted(f.planned.id for f in found.findings if f.planned) == sorted(
+        c.id for c in planned
+    )
+    assert any(f.planned and f.planned.count == 3 for f in found.findings)
+
+
+def without_largest(collectives: list[Collective]) -> list[Collective]:
+    largest = max(collectives, key=lambda c: c.bytes)
+    return [c for c in collectives if c is not largest]
+
+
+def with_one_made_up(collectives: list[Collective]) -> list[Collective]:
+    return [*collectives, replace(collectives[0], id=10**6, bytes=12, result_bytes=12)]
+
+
+def with_other_axis(collectives: list[Collective]) -> list[Collective]:
+    first = next(c for c in collectives if c.count > 1)
+    other = replace(first, axis="x" if first.axis == "y" else "y", id=10**6)
+    return [other if c is first else c for c in collectives]
+
+
+def with_other_bytes(collectives: list[Collective]) -> list[Collective]:
+    largest = max(collectives, key=lambda c: c.bytes)
+    other = replace(largest, bytes=largest.bytes + 4)
+    return [other if c is largest else c for c in collectives]
+
+
+@pytest.mark.parametrize(
+    "lie", [without_largest, with_one_made_up, with_other_axis, with_other_bytes]
+)
+def test_a_plan_that_lies_about_a_collective_fails(
+    compiled, lie: Callable[[list[Collective]], list[Collective]]
+):
+    plan, target = compiled
+    collectives = [c for c in plan.collectives if c.kind != "slice"]
+    found = held(replace(plan, collectives=tuple(lie(collectives))), target)
+    assert not found.collectives_ok and not found.ok
+
+
+def test_other_flops_or_memory_fail_the_audit(compiled):
+    plan, target = compiled
+    assert not held(replace(plan, flops=plan.flops + 2), target).flops_equal
+    far = audit(plan, target.hlo, plan.memory.peak * 2, target.reserved)
+    assert far.memory_error == pytest.approx(-0.5) and not far.ok
