@@ -11,6 +11,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from neocc.cost.model import CostModel
 from neocc.ir.errors import LayoutError
@@ -96,6 +97,11 @@ class Problem:
     sources: dict[Value, End] = field(default_factory=dict)
     slices: dict[Region, int] = field(default_factory=dict)  # non-carried arguments of a body
     graphs: dict[tuple[object, ...], dict[Layout, list[Move]]] = field(default_factory=dict)
+
+    @cached_property
+    def frequency(self) -> Counter[str]:
+        """How many values have each dim."""
+        return Counter(n for v in self.program.values() for n in v.type.names)
 
     def moves_from(self, layout: Layout, type: TensorType) -> list[Move]:
         graph = self.graphs.setdefault((*type.dims,), {})

@@ -128,12 +128,12 @@ class Model:
 MICRO = 1e6  # the program is in microseconds: columns near 1 suit the solver
 
 
-def ugliness(choice: Choice, option: Strategy | Layout) -> float:
-    """Cuts of an option: a smaller dim counts more (of like sizes, one further to the right), and
-    so do several dims rather than one."""
+def ugliness(problem: Problem, choice: Choice, option: Strategy | Layout) -> float:
+    """Cuts of an option: a dim that less of the program has counts more (``head_dim`` after
+    ``heads`` after ``embd``), and so do several dims rather than one."""
     cuts = [p for p in option.axes if p is not None]
-    by_size = [d.name for d in sorted(choice.dims, key=lambda d: -((d.size.bit_length() - 1) // 2))]
-    ranks = sum(by_size.index(p) for p in cuts if isinstance(p, str) and p in by_size)
+    common = [d.name for d in sorted(choice.dims, key=lambda d: -problem.frequency[d.name])]
+    ranks = sum(common.index(p) for p in cuts if isinstance(p, str) and p in common)
     return len(cuts) + 0.5 * ranks + 0.25 * max(0, len(set(cuts)) - 1)
 
 
@@ -196,7 +196,7 @@ def solve(
     for choice in problem.choices:
         first[choice] = len(model.cost)
         for option, seconds in zip(choice.options, choice.seconds, strict=True):
-            tie = ugliness(choice, option) * TIE
+            tie = ugliness(problem, choice, option) * TIE
             model.column((seconds + tie) * MICRO, integer=True, upper=1.0)
         n = len(choice.options)
         model.row(1.0, 1.0, ((first[choice] + i, 1.0) for i in range(n)))
