@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -120,6 +120,85 @@ def compile_command(
                 console.print(terminal.timings(compilation.timings))
         if not compilation.ok:
             raise typer.Exit(1)
+
+
+@app.command("train")
+def train_command(
+    model: Annotated[str, typer.Argument(help="A model file, or the name of a shipped one.")],
+    text: Annotated[Path, typer.Option(help="The text file to train on.")],
+    mesh: Annotated[str, typer.Option(help="2x4, or data:2,model:4: simulated by this host.")],
+    preset: Annotated[str | None, typer.Option(help="A preset of the model file.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A GPT-Neo model config (JSON).")] = None,
+    tokens: Annotated[str, typer.Option(help="bytes, or bpe learnt from the text.")] = "bytes",
+    vocab: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the model; by default 256 for bytes, its own for bpe."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to train, and of its schedule.")] = 200,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences in a step.")] = None,
+    seq: Annotated[int | None, typer.Option(min=1, help="Tokens in a sequence.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0.0, help="Peak learning rate.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of matrix products: f32, bf16; f64 for everything.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A field of the model's config."),
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(help="Dims that mesh axes cut: batch:x,heads:y; in full or part.")
+    ] = "",
+    target: Annotated[str, typer.Option(help="The chip that the plan is made for.")] = "v5e",
+    seed: Annotated[int, typer.Option(help="Of the initial values and of the batches.")] = 0,
+    log: Annotated[Path | None, typer.Option(help="A file for one line of JSON a step.")] = None,
+) -> None:
+    """Train a model on a text, on a mesh that this machine's processor simulates.
+
+    Exit code 1: the loss is no longer finite. 2: the input is not right.
+    """
+    with told_errors():
+        # Here, not above: JAX takes a second to import, which the other commands need not wait for.
+        import jax
+
+        from neocc.backends.cpu.host import host_devices
+        from neocc.data import BYTES, read_text
+        from neocc.runtime import progress
+        from neocc.runtime import text as training
+        from neocc.runtime.settings import parse_settings
+        from neocc.runtime.train import Diverged
+
+        grid = Mesh.parse(mesh)
+        chosen = model_file.load(model, preset, config)
+        if vocab is None and tokens == "bytes":
+            vocab = BYTES
+        given = {"vocab": vocab, "batch": batch, "seq": seq, "lr": lr, "dtype": dtype}
+        if dtype == "f64":
+            given["param_dtype"] = dtype
+            jax.config.update("jax_enable_x64", True)
+        fields = {name: value for name, value in given.items() if value is not None}
+        fields |= parse_settings(chosen.config, settings or ())
+        ready = training.configure(chosen, steps, fields)
+        learnt = read_text(text, tokens, getattr(ready.config, "vocab", None))
+        devices = host_devices(grid.size)
+        console = Console(width=None if sys.stdout.isatty() else terminal.WIDTH)
+        run = training.prepare(ready, grid, chip(target), learnt, layout, seed, devices)
+        for line in training.describe(run):
+            console.print(line, highlight=False)
+        records = run.run.train(run.batches, steps)
+        try:
+            with contextlib.nullcontext() if log is None else opened(log) as file:
+                seen = progress.show(records, steps, console, file)
+        except Diverged as error:
+            typer.echo(f"neocc: {error}", err=True)
+            raise typer.Exit(1) from None
+        console.print(progress.summary(seen), highlight=False)
+
+
+def opened(path: Path) -> TextIO:
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise NeoccError(f"cannot write {path}: {error.strerror}") from None
 
 
 PASSES = ("build", "simplify", "pad", "partition")
