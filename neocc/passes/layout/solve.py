@@ -8,7 +8,6 @@ conserved at every layout; a shared move is at least each sink's use of it.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Layout
-from neocc.ir.program import Region, Value
+from neocc.ir.program import Region
 from neocc.passes.layout.algebra import Assignment, Move, Strategy
 from neocc.passes.layout.problem import Choice, End, Flow, Problem
 
@@ -143,7 +142,6 @@ class Arcs:
 
     moves: list[Move]
     pays: list[int]
-    uses: list[list[int]]  # per sink
 
 
 def flow_moves(problem: Problem, flow: Flow) -> list[Move]:
@@ -172,25 +170,18 @@ def flow_moves(problem: Problem, flow: Flow) -> list[Move]:
     return [m for found in out.values() for m in found if m.target in useful]
 
 
-def solve(
-    problem: Problem,
-    limits: Sequence[Limit] = (),
-    memory_price: float | None = None,
-    time_weight: float = 1.0,
-    start: Solution | None = None,
-    time_limit: float = 60.0,
-    threads: int = 2,
-) -> Solution:
-    """The assignment with the least predicted step time, with the solver's bound.
+@dataclass(eq=False)
+class Formulation:
+    """The program of a problem: where each choice's columns begin, each flow's moves, and the
+    column that holds the fullest point's share of its limit."""
 
-    The limits are hard, or, with ``memory_price``, the fullest point's share of its limit costs
-    that many seconds; ``time_weight`` 0 (or nearly) then gives the plan of least memory.
-    ``start``: a solution of the same problem that keeps the limits. ``time_limit`` in seconds:
-    when it ends, the best assignment so far is returned, with its gap.
+    model: Model
+    first: dict[Choice, int]
+    arcs: dict[Flow, Arcs]
+    fullest: int
 
-    Raises:
-        Infeasible: no assignment satisfies the limits.
-    """
+
+def formulate(problem: Problem, limits: Sequence[Limit], memory_price: float | None) -> Formulation:
     model = Model()
     first: dict[Choice, int] = {}
     for choice in problem.choices:
@@ -201,9 +192,7 @@ def solve(
         n = len(choice.options)
         model.row(1.0, 1.0, ((first[choice] + i, 1.0) for i in range(n)))
     hidden: dict[Region, list[tuple[int, float]]] = defaultdict(list)
-    arcs: dict[Flow, Arcs] = {}
-    for flow in problem.flows:
-        arcs[flow] = add_flow(model, problem, flow, first, hidden)
+    arcs = {flow: add_flow(model, problem, flow, first, hidden) for flow in problem.flows}
     for region, terms in hidden.items():
         # What does not fit behind the region's compute is exposed: a column >= comm - compute.
         exposed = model.column(1.0)
@@ -213,7 +202,6 @@ def solve(
                 base = first[choice]
                 row.extend((base + i, s * MICRO) for i, s in enumerate(choice.seconds))
         model.row(0.0, highspy.kHighsInf, row)
-    model.cost = [c * time_weight for c in model.cost]
     hard = memory_price is None
     fullest = model.column((memory_price or 0.0) * MICRO, upper=1.0 if hard else highspy.kHighsInf)
     for limit in limits:
@@ -224,12 +212,32 @@ def solve(
             for i, b in enumerate(held)
         ]
         for flow, held in limit.moves.items():
-            a = arcs[flow]
-            terms.extend(
-                (col, held.get(m.target, 0.0) * scale)
-                for m, col in zip(a.moves, a.pays, strict=True)
-            )
+            pairs = zip(arcs[flow].moves, arcs[flow].pays, strict=True)
+            terms.extend((col, held.get(m.target, 0.0) * scale) for m, col in pairs)
         model.row(-highspy.kHighsInf, 0.0, [*terms, (fullest, -1.0)])
+    return Formulation(model, first, arcs, fullest)
+
+
+def solve(
+    problem: Problem,
+    limits: Sequence[Limit] = (),
+    memory_price: float | None = None,
+    start: Solution | None = None,
+    time_limit: float = 60.0,
+    threads: int = 2,
+) -> Solution:
+    """The assignment with the least predicted step time, with the solver's bound.
+
+    The limits are hard, or, with ``memory_price``, the fullest point's share of its limit costs
+    that many seconds. ``start``: a solution of the same problem that keeps the limits.
+    ``time_limit`` in seconds: when it ends, the best assignment so far is returned, with its gap.
+
+    Raises:
+        Infeasible: no assignment satisfies the limits.
+        NeoccError: none was found in time.
+    """
+    formulation = formulate(problem, limits, memory_price)
+    model, first = formulation.model, formulation.first
     solver = model.highs(time_limit, threads)
     if start is not None:
         warm = highspy.HighsSolution()
@@ -249,22 +257,21 @@ def solve(
     picked = {
         c: int(np.argmax(columns[first[c] : first[c] + len(c.options)])) for c in problem.choices
     }
-    used: dict[Value, frozenset[tuple[Layout, Layout]]] = {}
-    for flow, a in arcs.items():
-        used[flow.value] = frozenset(
+    used = {
+        flow.value: frozenset(
             (m.source, m.target)
             for m, col in zip(a.moves, a.pays, strict=True)
             if columns[col] > 1e-6
         )
-    bound = info.mip_dual_bound if math.isfinite(info.mip_dual_bound) else -math.inf
+        for flow, a in formulation.arcs.items()
+    }
     price = memory_price or 0.0
-    time = info.objective_function_value / MICRO - price * columns[fullest]
     return Solution(
         problem.assignment(picked, used),
         picked,
-        time / time_weight,
+        info.objective_function_value / MICRO - price * columns[formulation.fullest],
         # The fullest point's share is at most 1 where the limits hold: Lagrange's bound.
-        (bound / MICRO - price) / time_weight,
+        info.mip_dual_bound / MICRO - price,
         solver.getRunTime(),
         columns,
         len(model.low),
@@ -288,7 +295,6 @@ def add_flow(
     else:
         pays = [model.column(c + TIE * MICRO) for c in costs]
     shared = len(flow.sinks) > 1
-    uses = []
     for sink in flow.sinks:
         cols = [model.column(0.0) for _ in found] if shared else pays
         balance: dict[Layout, list[tuple[int, float]]] = defaultdict(list)
@@ -302,8 +308,7 @@ def add_flow(
         if shared:
             for col, pay in zip(cols, pays, strict=True):
                 model.row(0.0, highspy.kHighsInf, ((pay, 1.0), (col, -1.0)))
-        uses.append(cols)
-    return Arcs(found, pays, uses)
+    return Arcs(found, pays)
 
 
 def add_end(
