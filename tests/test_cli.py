@@ -18,6 +18,7 @@ from neocc.cost.hardware import chip
 from neocc.ir.errors import NeoccError
 from neocc.ir.text import parse_partitioned, parse_program
 from neocc.lower.audit import Audit
+from neocc.report.certificate import PROVED
 
 ROOT = Path(__file__).parent.parent
 GPT = str(ROOT / "models" / "gpt.py")
@@ -406,7 +407,7 @@ def test_the_example_of_the_package_docstring():
     step = neocc.simplify(gpt.train_step(gpt.PRESETS["tiny"]))
     plan = neocc.make_plan(step, neocc.Mesh.parse("2x2"), neocc.chip("v5p"))
     assert plan.timeline.step > 0 and plan.memory.peak > 0
-    assert plan.solution.gap == 0
+    assert plan.solution.gap < PROVED
     assert plan.chip is chip("v5p")
 
 

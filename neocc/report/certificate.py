@@ -19,3 +19,8 @@ def verdict(plan: Plan) -> str:
     if plan.solution.gap <= PROVED:
         return "proved optimal"
     return f"within {100 * plan.solution.gap:.2g} % of the optimum"
+
+
+def gap_text(gap: float) -> str:
+    """A gap in per cent; what rounding leaves of none is none."""
+    return f"{100 * gap:.2g} %" if gap > 1e-12 else "0 %"

@@ -12,7 +12,7 @@ from rich.text import Text
 from neocc.lower.audit import Audit, summary
 from neocc.passes.plan import Plan
 from neocc.report import facts
-from neocc.report.certificate import MODEL, SPACE, verdict
+from neocc.report.certificate import MODEL, SPACE, gap_text, verdict
 from neocc.report.facts import bytes_text, count_text, seconds_text
 from neocc.runtime import Compared, Compilation, Remedy, Timing
 
@@ -165,7 +165,7 @@ def times(c: Compilation) -> Group:
         body.append(f"  {verdict(plan)}; shown is one that holds little")
         return titled("Time of a step", body)
     body.append(
-        f"  {verdict(plan)}: bound {seconds_text(s.bound)}, gap {100 * s.gap:.2g} %, "
+        f"  {verdict(plan)}: bound {seconds_text(s.bound)}, gap {gap_text(s.gap)}, "
         f"{len(s.columns):,} columns, {s.rows:,} rows, {s.seconds:.1f} s of HiGHS\n"
     )
     body.append(f"  cost model: {MODEL}\n  search space: {SPACE}", "dim")

@@ -14,6 +14,7 @@ from neocc.frontends.model_file import Model, our_dims
 from neocc.ir.mesh import Layout, Mesh, Partial
 from neocc.ir.types import Dim, TensorType
 from neocc.report import as_json, facts, terminal
+from neocc.report.certificate import PROVED
 from neocc.runtime import Compilation, compile_model
 
 MESH = Mesh.parse("2x4")
@@ -128,7 +129,7 @@ def test_json_is_complete(compilation: Compilation):
         report["plan"]["compute"] + report["plan"]["exposed"]
     )
     assert report["plan"]["memory"]["peak"] == sum(report["plan"]["memory"]["by_kind"].values())
-    assert report["plan"]["certificate"]["gap"] == 0
+    assert report["plan"]["certificate"]["gap"] < PROVED
     assert report["tokens_per_second"] == pytest.approx(64 / report["plan"]["step"])
     assert [r["name"] for r in report["compared"]][:2] == ["data parallel", "FSDP"]
     assert len(report["compared"]) == 3
@@ -139,7 +140,7 @@ def test_no_expert_beats_the_free_plan():
     """Their layouts are some of those that the solver chooses from."""
     model = Model(Path(gpt.__file__), gpt, "tiny", gpt.PRESETS["tiny"])
     found = compile_model(model, Mesh.parse("2x2"), neocc.chip("v5e"))
-    assert found.plan.solution.gap == 0
+    assert found.plan.solution.gap < PROVED
     for rival in found.rivals:
         assert rival.plan is not None, rival.reason
         assert rival.plan.solution.objective >= found.plan.solution.objective * (1 - 1e-6)
