@@ -103,10 +103,16 @@ class Problem:
         """How many values have each dim."""
         return Counter(n for v in self.program.values() for n in v.type.names)
 
+    @cached_property
+    def uncut(self) -> frozenset[str]:
+        """Dims of repeats, which no axis cuts."""
+        return frozenset(op.attrs["dim"].name for op in self.program.body.walk() if op.regions)
+
     def moves_from(self, layout: Layout, type: TensorType) -> list[Move]:
         graph = self.graphs.setdefault((*type.dims,), {})
         if layout not in graph:
-            graph[layout] = moves(layout, type, self.mesh)
+            found = moves(layout, type, self.mesh)
+            graph[layout] = [m for m in found if not m.target.dims & self.uncut]
         return graph[layout]
 
     def seconds(self, flow: Flow, move: Move) -> float:
@@ -153,8 +159,7 @@ class Builder:
         self.mesh = problem.mesh
         self.cost = problem.cost
         self.rules = rules
-        repeated = {op.attrs["dim"].name for op in problem.program.body.walk() if op.regions}
-        self.uncut = frozenset(repeated)
+        self.uncut = problem.uncut
 
     def build(self) -> Problem:
         program, body = self.problem.program, self.problem.program.body

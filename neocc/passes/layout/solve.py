@@ -118,6 +118,7 @@ class Model:
         for search in ("rins", "rens", "root_reduced_cost"):
             # Sub-MIPs take far longer than the tree that they are to spare.
             solver.setOptionValue(f"mip_heuristic_run_{search}", False)
+        solver.setOptionValue("mip_allow_restart", False)
         solver.setOptionValue("time_limit", time_limit)
         solver.setOptionValue("threads", threads)
         solver.passModel(lp)
