@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -11,6 +11,7 @@ from neocc.cost.hardware import Chip
 from neocc.cost.model import CostModel, einsum_flops
 from neocc.ir.errors import Loc
 from neocc.ir.mesh import Mesh
+from neocc.ir.ops import COLLECTIVES
 from neocc.ir.program import Program, Region, Value
 from neocc.passes.hoist import hoist_casts
 from neocc.passes.layout.algebra import Assignment, Strategy
@@ -211,15 +212,34 @@ class Body:
     carries: int | None
 
 
-def bodies(region: Region, name: str = "outside layers", trips: int = 1) -> list[Body]:
-    """A program's body and those of its repeats, in an order that partitioning keeps."""
-    found = [Body(name, region, trips, None)]
+def bodies(region: Region) -> list[Body]:
+    """A program's body and those of its repeats, in an order that partitioning keeps. Names
+    differ: the second forward loop over ``layers`` is ``layers 2 forward``."""
+    seen: Counter[tuple[str, str]] = Counter()
+
+    def nested(body: Body) -> list[Body]:
+        found = [body]
+        for op in body.region.ops:
+            if op.kind == "repeat":
+                dim, direction = op.attrs["dim"], "backward" if op.attrs["reverse"] else "forward"
+                seen[dim.name, direction] += 1
+                count = seen[dim.name, direction]
+                number = f" {count}" if count > 1 else ""
+                name = f"{dim.name}{number} {direction}"
+                trips = body.trips * dim.size
+                found += nested(Body(name, op.regions[0], trips, op.attrs["carries"]))
+        return found
+
+    return nested(Body("outside layers", region, 1, None))
+
+
+def origins(region: Region) -> dict[Value, Value]:
+    """The value that each resharded copy in a partitioned region is a copy of."""
+    found: dict[Value, Value] = {}
     for op in region.ops:
-        if op.kind == "repeat":
-            dim, inner = op.attrs["dim"], op.regions[0]
-            direction = "backward" if op.attrs["reverse"] else "forward"
-            below = bodies(inner, f"{dim.name} {direction}", trips * dim.size)
-            found += [replace(below[0], carries=op.attrs["carries"]), *below[1:]]
+        if op.kind in COLLECTIVES:
+            source = op.operands[0]
+            found[op.result] = found.get(source, source)
     return found
 
 
@@ -231,8 +251,9 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
         hideable: set[Value] = set()
         if body.carries is not None:
             hideable = hideable_values(body.region, body.carries)
+        whole = origins(body.region)
         for op in body.region.ops:
-            if "axis" not in op.attrs:
+            if op.kind not in COLLECTIVES:
                 continue
             before = op.operands[0].type.local_bytes(mesh)
             after = op.result.type.local_bytes(mesh)
@@ -250,7 +271,8 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
                     result_bytes=after,
                     count=body.trips,
                     seconds=cost.move_seconds(kind, axis, max(before, after), after),
-                    hideable=op.operands[0] in hideable,
+                    # Every leg of a value's way hides or none does: the problem prices them alike.
+                    hideable=whole.get(op.operands[0], op.operands[0]) in hideable,
                     region=body.name,
                 )
             )
