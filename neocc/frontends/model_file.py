@@ -23,7 +23,6 @@ from typing import Any
 import neocc
 from neocc.frontends import gptneo
 from neocc.ir.errors import Loc, NeoccError
-from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 
 # GPT-Neo's dims, where this project's models call them otherwise.
@@ -184,17 +183,6 @@ def our_dims(layout: str) -> str:
         dim, _, axis = (part.strip() for part in rule.partition(":"))
         rules.append(f"{GPTNEO_DIMS.get(dim, dim)}:{axis}")
     return ",".join(dict.fromkeys(rules))
-
-
-def usable_layout(layout: str, program: Program, mesh: Mesh) -> tuple[str, list[str]]:
-    """The rules of a layout that name a dim of the program and an axis of the mesh, and the rest:
-    Mesh TensorFlow passed over rules that matched nothing."""
-    kept, dropped = [], []
-    for rule in filter(None, layout.split(",")):
-        dim, _, axis = rule.partition(":")
-        known = dim in program.dims and axis in mesh.names
-        (kept if known else dropped).append(rule)
-    return ",".join(kept), dropped
 
 
 @contextlib.contextmanager

@@ -13,8 +13,7 @@ from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 from neocc.lower.audit import Audit
-from neocc.passes.layout.problem import Rules
-from neocc.passes.layout.rules import Expert, cuttable, experts
+from neocc.passes.layout.rules import Expert, experts
 from neocc.passes.plan import USABLE, Plan, make_plan
 from neocc.passes.simplify import simplify
 
@@ -172,7 +171,7 @@ def compare_experts(program: Program, plan: Plan) -> Iterator[Compared]:
     """Each expert's plan on the same mesh; of Megatron's, one per mesh axis, the best."""
     if plan.mesh.size == 1:
         return
-    found = [expert_plan(program, plan, strict(e)) for e in experts(plan.mesh)]
+    found = [expert_plan(program, plan, e) for e in experts(plan.mesh)]
     yield from (c for c in found if not c.name.startswith("Megatron"))
     megatrons = [c for c in found if c.name.startswith("Megatron")]
     if megatrons:
@@ -182,19 +181,6 @@ def compare_experts(program: Program, plan: Plan) -> Iterator[Compared]:
 def rank(c: Compared) -> tuple[bool, float]:
     """Those that fit first, and the fastest of them."""
     return (not c.fits, c.plan.timeline.step if c.plan else math.inf)
-
-
-def strict(expert: Expert) -> Expert:
-    """Pure data parallelism cuts the batch and nothing else: each device updates every weight."""
-    if expert.name != "data parallel":
-        return expert
-    allowed = expert.rules.strategy
-
-    def strategy(op: Any, s: Any) -> bool:
-        cuts = {c for c in s.axes if isinstance(c, str)}
-        return cuts <= ({"batch"} & cuttable(op)) and allowed(op, s)
-
-    return Expert(expert.name, Rules(strategy, expert.rules.stored))
 
 
 def expert_plan(program: Program, plan: Plan, expert: Expert) -> Compared:

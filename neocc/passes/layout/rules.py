@@ -148,6 +148,10 @@ def experts(mesh: Mesh) -> list[Expert]:
     axes = [i for i, size in enumerate(mesh.sizes) if size > 1]
     data = per_axis({i: prefer("batch") for i in axes})
 
+    def only_batch(op: Op, s: Strategy) -> bool:
+        """Cuts the batch and nothing else: each device updates every weight."""
+        return data(op, s) and all(c == "batch" for c in s.axes if isinstance(c, str))
+
     def replicated(info: Input, type: TensorType, layout: Layout) -> bool:
         return info.role == "data" or not layout.dims
 
@@ -158,7 +162,10 @@ def experts(mesh: Mesh) -> list[Expert]:
         # A tensor too small to cut further stays as it is.
         return uncut == 1 or type.size // (mesh.size // uncut) < 1024 * uncut
 
-    found = [Expert("data parallel", Rules(data, replicated)), Expert("FSDP", Rules(data, sharded))]
+    found = [
+        Expert("data parallel", Rules(only_batch, replicated)),
+        Expert("FSDP", Rules(data, sharded)),
+    ]
     for tensor in axes:
         wanted = {i: prefer("batch") for i in axes if i != tensor}
         wanted[tensor] = prefer("heads", "mlp", "vocab", "seq")
