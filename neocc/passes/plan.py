@@ -164,7 +164,7 @@ def solve_within(problem: Problem, available: float, seconds: float) -> tuple[So
 
     def priced(price: float) -> tuple[Solution, Memory]:
         while True:
-            found = solve(problem, list(rows.values()), memory_price=price, time_limit=SEARCH / 3)
+            found = solve(problem, list(rows.values()), memory_price=price)
             memory, point = peak(problem, found, at)
             if point.op in rows or memory.peak <= available:
                 return found, memory
