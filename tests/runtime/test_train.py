@@ -143,7 +143,7 @@ def test_initial_values_are_the_same_on_every_mesh(mesh: str, layout: str, vocab
     for info, value in step.named_inputs:
         if info.role != "data":
             assert start.program.output_value(info.name).type == value.type
-    made = simulate(start, {"seed": np.uint32(seed)})
+    made = simulate(start, {"seed": np.array(seed, np.uint32)})
     wanted = run_program(gpt.init(config), {"seed": np.uint32(seed)})
     for name, array in wanted.items():
         full = np.zeros(made[name].shape, made[name].dtype)
