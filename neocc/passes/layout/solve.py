@@ -1,15 +1,16 @@
 """Solve the layout problem exactly: a mixed-integer linear program, by HiGHS.
 
 Columns: one 0/1 column per option of each choice; one continuous column per move of each flow
-and sink, and per move of a flow with several sinks one more that pays for it; per region the
-communication that compute does not hide. Rows: one option per choice; each sink's unit of flow is
-conserved at every layout; a shared move is at least each sink's use of it.
+and sink, and per move of a flow with several sinks one more that pays for it (0/1 where the
+optimum would mix trees); per region the communication that compute does not hide. Rows: one
+option per choice; each sink's unit of flow is conserved at every layout; a shared move is at
+least each sink's use of it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import highspy
@@ -22,6 +23,8 @@ from neocc.passes.layout.algebra import Assignment, Move, Strategy
 from neocc.passes.layout.problem import Choice, End, Flow, Problem
 
 TIE = 5e-8  # seconds that a cut counts for, so that of equal plans the one that reads well wins
+
+THREADS = 2  # HiGHS keeps a process to the number of its first solve and refuses another
 
 
 class Infeasible(NeoccError):
@@ -99,7 +102,7 @@ class Model:
         self.high.append(high)
         self.starts.append(len(self.index))
 
-    def highs(self, time_limit: float, threads: int) -> highspy.Highs:
+    def highs(self, time_limit: float) -> highspy.Highs:
         lp = highspy.HighsLp()
         lp.num_col_, lp.num_row_ = len(self.cost), len(self.low)
         lp.col_cost_ = np.array(self.cost)
@@ -120,7 +123,7 @@ class Model:
             solver.setOptionValue(f"mip_heuristic_run_{search}", False)
         solver.setOptionValue("mip_allow_restart", False)
         solver.setOptionValue("time_limit", time_limit)
-        solver.setOptionValue("threads", threads)
+        solver.setOptionValue("threads", THREADS)
         solver.passModel(lp)
         return solver
 
@@ -181,8 +184,19 @@ class Formulation:
     arcs: dict[Flow, Arcs]
     fullest: int
 
+    def split(self, columns: Sequence[float] | np.ndarray) -> set[Flow]:
+        """Flows whose moves are used in part: mixtures of trees, which are none themselves."""
+        parts = {flow: np.array(columns)[a.pays] for flow, a in self.arcs.items()}
+        return {f for f, x in parts.items() if np.any((x > 1e-6) & (x < 1 - 1e-6))}
 
-def formulate(problem: Problem, limits: Sequence[Limit], memory_price: float | None) -> Formulation:
+
+def formulate(
+    problem: Problem,
+    limits: Sequence[Limit],
+    memory_price: float | None,
+    whole: Collection[Flow] = (),
+) -> Formulation:
+    """``whole``: flows whose moves have 0/1 columns."""
     model = Model()
     first: dict[Choice, int] = {}
     for choice in problem.choices:
@@ -193,7 +207,9 @@ def formulate(problem: Problem, limits: Sequence[Limit], memory_price: float | N
         n = len(choice.options)
         model.row(1.0, 1.0, ((first[choice] + i, 1.0) for i in range(n)))
     hidden: dict[Region, list[tuple[int, float]]] = defaultdict(list)
-    arcs = {flow: add_flow(model, problem, flow, first, hidden) for flow in problem.flows}
+    arcs = {
+        flow: add_flow(model, problem, flow, first, hidden, flow in whole) for flow in problem.flows
+    }
     for region, terms in hidden.items():
         # What does not fit behind the region's compute is exposed: a column >= comm - compute.
         exposed = model.column(1.0)
@@ -225,7 +241,6 @@ def solve(
     memory_price: float | None = None,
     start: Solution | None = None,
     time_limit: float = 60.0,
-    threads: int = 2,
 ) -> Solution:
     """The assignment with the least predicted step time, with the solver's bound.
 
@@ -237,24 +252,37 @@ def solve(
         Infeasible: no assignment satisfies the limits.
         NeoccError: none was found in time.
     """
-    formulation = formulate(problem, limits, memory_price)
-    model, first = formulation.model, formulation.first
-    solver = model.highs(time_limit, threads)
-    if start is not None:
-        warm = highspy.HighsSolution()
-        warm.col_value = list(start.columns)
-        solver.setSolution(warm)
-    solver.run()
-    status = solver.getModelStatus()
-    info = solver.getInfo()
-    if status == highspy.HighsModelStatus.kInfeasible:
-        raise Infeasible("no layout fits the memory of a device")
-    columns = np.array(solver.getSolution().col_value)
-    if not len(columns) or info.primal_solution_status != 2:
-        raise NeoccError(
-            f"the solver found no layout within {time_limit:.0f} s "
-            f"(status: {solver.modelStatusToString(status)}); raise the time limit"
-        )
+    whole: set[Flow] = set()
+    columns = np.zeros(0)
+    seconds = 0.0
+    while True:
+        formulation = formulate(problem, limits, memory_price, whole)
+        model, first = formulation.model, formulation.first
+        solver = model.highs(max(time_limit - seconds, time_limit / 10))
+        if whole:
+            chosen = np.flatnonzero(columns[: sum(len(c.options) for c in problem.choices)] > 0.5)
+            solver.setSolution(len(chosen), chosen.astype(np.int32), np.ones(len(chosen)))
+        elif start is not None:
+            warm = highspy.HighsSolution()
+            warm.col_value = list(start.columns)
+            solver.setSolution(warm)
+        solver.run()
+        seconds += solver.getRunTime()
+        status = solver.getModelStatus()
+        info = solver.getInfo()
+        if status == highspy.HighsModelStatus.kInfeasible:
+            raise Infeasible("no layout fits the memory of a device")
+        columns = np.array(solver.getSolution().col_value)
+        if not len(columns) or info.primal_solution_status != 2:
+            raise NeoccError(
+                f"the solver found no layout within {time_limit:.0f} s "
+                f"(status: {solver.modelStatusToString(status)}); raise the time limit"
+            )
+        # Whole choices nearly always have whole trees; a flow with none gets 0/1 columns.
+        split = formulation.split(columns) - whole
+        if not split:
+            break
+        whole |= split
     picked = {
         c: int(np.argmax(columns[first[c] : first[c] + len(c.options)])) for c in problem.choices
     }
@@ -273,7 +301,7 @@ def solve(
         info.objective_function_value / MICRO - price * columns[formulation.fullest],
         # The fullest point's share is at most 1 where the limits hold: Lagrange's bound.
         info.mip_dual_bound / MICRO - price,
-        solver.getRunTime(),
+        seconds,
         columns,
         len(model.low),
         max(0, info.mip_node_count),
@@ -286,15 +314,17 @@ def add_flow(
     flow: Flow,
     first: dict[Choice, int],
     hidden: dict[Region, list[tuple[int, float]]],
+    whole: bool,
 ) -> Arcs:
     found = flow_moves(problem, flow)
     costs = [problem.seconds(flow, m) * MICRO for m in found]
+    most = 1.0 if whole else highspy.kHighsInf
     if flow.hideable:
         share = problem.cost.overlap
-        pays = [model.column((1 - share) * c + TIE * MICRO) for c in costs]
+        pays = [model.column((1 - share) * c + TIE * MICRO, whole, most) for c in costs]
         hidden[flow.region].extend((p, c * share) for p, c in zip(pays, costs, strict=True))
     else:
-        pays = [model.column(c + TIE * MICRO) for c in costs]
+        pays = [model.column(c + TIE * MICRO, whole, most) for c in costs]
     shared = len(flow.sinks) > 1
     for sink in flow.sinks:
         cols = [model.column(0.0) for _ in found] if shared else pays

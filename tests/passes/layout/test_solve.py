@@ -25,7 +25,7 @@ LARGE = [made.two_stacks, made.trained]
 
 def assert_optimal(problem: Problem, visits: float = 1e5) -> None:
     """The solution costs what it claims, and no decision for everything costs less."""
-    solution = solve(problem, threads=1)
+    solution = solve(problem)
     assert solution.gap == pytest.approx(0, abs=1e-9)
     search = Search(problem, visits)
     price = search.price(solution.picked)
@@ -83,7 +83,7 @@ def ties(problem: Problem, solution: Solution) -> float:
 
 def assert_predicted(problem: Problem, program: Program, mesh: Mesh) -> Solution:
     """The objective is the time of the partitioned program's own collectives and compute."""
-    solution = solve(problem, threads=1)
+    solution = solve(problem)
     partitioned = apply(
         program, mesh, solution.assignment, lambda m, t: problem.move_seconds(m, t) + 1e-12
     )
