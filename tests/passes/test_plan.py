@@ -89,6 +89,11 @@ def test_a_full_layout_is_obeyed_everywhere():
             assert cuts <= {"batch", "heads", "mlp", "vocab"}
 
 
+def test_an_axis_of_one_device_may_be_named_and_cuts_nothing():
+    plan = make_plan(gpt.train_step(SMALL), Mesh.parse("4x1"), chip("v5e"), "batch:x,heads:y")
+    assert all(stored(plan, i.name)[1] is None for i in plan.program.inputs)
+
+
 def test_axes_that_a_layout_does_not_name_are_the_solvers():
     program = gpt.train_step(SMALL)
     given_x = make_plan(program, Mesh.parse("2x4"), chip("v5e"), "heads:x,mlp:x")

@@ -31,7 +31,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def parse_layout(text: str, program: Program, mesh: Mesh) -> dict[int, tuple[str, ...]]:
-    """Mesh axis index -> the dims it cuts, from ``dim:axis,dim:axis``.
+    """Mesh axis index -> the dims it cuts, from ``dim:axis,dim:axis``; an axis of size 1 cuts none.
 
     Raises:
         LayoutError: a rule is not ``dim:axis``, names an unknown dim or axis, or two of an
@@ -59,7 +59,7 @@ def parse_layout(text: str, program: Program, mesh: Mesh) -> dict[int, tuple[str
                     f"layout {text!r}: axis {mesh.names[index]!r} cuts both {both[0]!r} and "
                     f"{both[1]!r}, which meet in the tensor {value!r}; one axis cuts one dim of it"
                 )
-    return found
+    return {index: names for index, names in found.items() if mesh.sizes[index] > 1}
 
 
 def padded_sizes(
