@@ -66,12 +66,32 @@ class Timeline:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A program made ready for a mesh, before anything of its layout is decided.
+
+    source: as the caller gave it; unpadded: simplified; program: padded, what a layout is of.
+    layout: as the caller wrote it, and given: the dims that it has each mesh axis cut.
+    """
+
+    source: Program
+    unpadded: Program
+    program: Program
+    paddings: tuple[Padding, ...]
+    mesh: Mesh
+    chip: Chip
+    cost: CostModel
+    layout: str
+    given: dict[int, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A program laid out on a mesh, what it costs, and how good it is proved to be.
 
     memory_limit: bytes per device that the plan may hold. flops: of matrix products, per device
     and step, recomputation included; model_flops: of the whole unpadded step on all devices
-    together, without recomputation.
+    together, without recomputation. ready: what was planned. given: the layout was read, not
+    solved for, and nothing is proved of it.
     """
 
     program: Program
@@ -87,6 +107,8 @@ class Plan:
     memory_limit: float
     flops: int
     model_flops: int
+    ready: Ready
+    given: bool = False
 
     @property
     def assignment(self) -> Assignment:
@@ -119,22 +141,40 @@ def make_plan(
     Raises:
         LayoutError: the layout names what is not there, or leaves an op no strategy.
     """
-    given = parse_layout(layout, program, mesh) if layout else {}
-    program = simplify(hoist_casts(program))
-    padded, paddings = pad_program(program, padded_sizes(program, mesh, given))
-    cost = CostModel.of(chip, mesh)
-    problem = build(padded, mesh, cost, rules or given_layout(given))
+    ready = prepare(program, mesh, chip, layout)
+    problem = build(ready.program, mesh, ready.cost, rules or given_layout(ready.given))
     available = USABLE * chip.hbm_bytes if memory_limit is None else memory_limit
     solution, memory = solve_within(problem, available, SEARCH)
+    return costed(ready, problem, solution, memory, available)
+
+
+def prepare(program: Program, mesh: Mesh, chip: Chip, layout: str = "") -> Ready:
+    """What ``make_plan`` does before it decides anything.
+
+    Raises:
+        LayoutError: the layout names what is not there.
+    """
+    given = parse_layout(layout, program, mesh) if layout else {}
+    unpadded = simplify(hoist_casts(program))
+    padded, paddings = pad_program(unpadded, padded_sizes(unpadded, mesh, given))
+    cost = CostModel.of(chip, mesh)
+    return Ready(program, unpadded, padded, tuple(paddings), mesh, chip, cost, layout, dict(given))
+
+
+def costed(
+    ready: Ready, problem: Problem, solution: Solution, memory: Memory, available: float
+) -> Plan:
+    """The plan that a solution is: its partitioned program, and all that this costs."""
+    mesh = ready.mesh
     partitioned = apply(
-        padded, mesh, solution.assignment, lambda m, t: problem.move_seconds(m, t) + 1e-12
+        ready.program, mesh, solution.assignment, lambda m, t: problem.move_seconds(m, t) + 1e-12
     )
-    collectives = tuple(list_collectives(partitioned, cost))
+    collectives = tuple(list_collectives(partitioned, ready.cost))
     return Plan(
-        program=padded,
-        paddings=tuple(paddings),
+        program=ready.program,
+        paddings=ready.paddings,
         mesh=mesh,
-        chip=chip,
+        chip=ready.chip,
         problem=problem,
         solution=solution,
         partitioned=partitioned,
@@ -143,7 +183,8 @@ def make_plan(
         memory=memory,
         memory_limit=available,
         flops=local_flops(partitioned.program.body, mesh),
-        model_flops=model_flops(program.body),
+        model_flops=model_flops(ready.unpadded.body),
+        ready=ready,
     )
 
 
