@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from neocc.backends.tpu.compile import compile_for_tpu, memory_facts, tpu_topology
+from neocc.backends.tpu.compile import compile_for_tpu, memory_facts, tpu_devices
 from neocc.ir.errors import NeoccError
 from neocc.lower.audit import Audit, audit
 from neocc.lower.jax import Lowered, lower
@@ -37,7 +37,7 @@ def lower_for_target(plan: Plan) -> Lowered:
             f"neocc compiles for TPUs without the device, not yet for {plan.chip.name}; "
             "plan for it without --audit, or give a TPU as --target"
         )
-    _, devices = tpu_topology(plan.chip.name, plan.mesh.sizes)
+    _, devices = tpu_devices(plan.topology)
     return lower(plan.partitioned, jax.sharding.Mesh(devices, plan.mesh.names))
 
 

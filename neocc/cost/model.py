@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from neocc.cost.collectives import collective_time
-from neocc.cost.hardware import Chip
+from neocc.cost.hardware import Chip, HardwareError
 from neocc.cost.roofline import elementwise_time, matmul_time
-from neocc.cost.topology import AxisLink, axis_links
+from neocc.cost.topology import AxisLink, Topology
+from neocc.cost.topology import topology as default_topology
 from neocc.ir.mesh import Mesh
 from neocc.ir.program import Op, Value
 from neocc.ir.types import Dim
@@ -23,16 +25,34 @@ def local(dims: Iterable[Dim], parts: Parts) -> int:
 
 @dataclass(frozen=True)
 class CostModel:
-    """Prices of compute and communication on a mesh of one kind of chip."""
+    """Prices of compute and communication on a mesh of one kind of chip, laid on its devices as
+    ``topology`` says."""
 
     chip: Chip
     mesh: Mesh
-    links: tuple[AxisLink, ...]
+    topology: Topology
     overlap: float = 0.9  # share of a hideable transfer that can run behind compute; assumed
 
     @staticmethod
-    def of(chip: Chip, mesh: Mesh) -> CostModel:
-        return CostModel(chip, mesh, axis_links(chip, mesh.sizes))
+    def of(chip: Chip, mesh: Mesh, topology: Topology | None = None) -> CostModel:
+        """Under one of ``neocc.cost.mappings.mappings``; without, under the default one.
+
+        Raises:
+            HardwareError: the topology is of another chip or mesh; or no slice of the chip has as
+                many devices.
+        """
+        laid = topology or default_topology(chip, mesh.sizes)
+        if laid.chip != chip or laid.mesh_sizes != mesh.sizes:
+            sizes = "x".join(map(str, laid.mesh_sizes))
+            raise HardwareError(
+                f"a mapping of {sizes} on {laid.chip.name} is none of mesh {mesh} on {chip.name}"
+            )
+        return CostModel(chip, mesh, laid)
+
+    @cached_property
+    def links(self) -> tuple[AxisLink, ...]:
+        """The link of each mesh axis."""
+        return self.topology.links()
 
     def op_seconds(self, op: Op, parts: Parts) -> float:
         """Time of one run of one op on one device, its iteration dims cut into ``parts``."""

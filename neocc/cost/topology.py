@@ -17,6 +17,9 @@ import numpy as np
 
 from neocc.cost.hardware import Chip, HardwareError, Link, Torus
 
+Sizes = tuple[int, ...]
+Cuts = tuple[Sizes, ...]  # per axis of a torus, the factor that each mesh axis takes of it
+
 
 @dataclass(frozen=True, slots=True)
 class Ring:
@@ -121,6 +124,11 @@ class Topology:
         return self.shape[1:-1]
 
     @property
+    def mesh_sizes(self) -> Sizes:
+        """Devices along each axis of the mesh."""
+        return tuple(math.prod(part.size for part in parts) for parts in self.parts)
+
+    @property
     def name(self) -> str:
         """As JAX's topologies name it: ``v5p:4x4x8`` for a slice, ``1x16x8`` for GPUs (slices x
         hosts x GPUs a host)."""
@@ -138,8 +146,7 @@ class Topology:
         where = np.zeros((index.shape[1], len(self.shape)), dtype=np.int64)
         for row, part in zip(index, itertools.chain(*self.parts), strict=False):
             where[:, part.axis] += row * part.stride
-        mesh = [math.prod(part.size for part in parts) for parts in self.parts]
-        return where.reshape(*mesh, len(self.shape))
+        return where.reshape(*self.mesh_sizes, len(self.shape))
 
     def links(self) -> tuple[AxisLink, ...]:
         """The link of each mesh axis."""
@@ -195,36 +202,26 @@ def topology(
     in a node, and the other 2 and ``x`` across nodes. In a torus a mesh axis takes whole physical
     axes where the sizes allow (8x16 on v5p's 4x4x8: ``x`` the 8, ``y`` the 4x4 plane), and
     pieces of them where not. ``slice_shape`` overrides the chips of a slice (default:
-    ``slice_shape(chip, n)``).
+    ``default_slice``). ``neocc.cost.mappings`` has the other mappings.
 
     Raises:
         HardwareError: a size below 1, or a slice shape that does not hold the mesh.
     """
     if any(size < 1 for size in mesh_sizes):
         raise HardwareError(f"mesh sizes {mesh_sizes} must be at least 1")
+    if slice_shape is not None and chip.torus is None:
+        raise HardwareError(f"{chip.name} has no slices: leave the slice shape out")
     rest = mesh_sizes
     inner = (1,) * len(rest)
     if chip.switch is not None:
-        inner, rest = _fill(rest, chip.switch.size)
+        inner, rest = fillings(rest, chip.switch.size)[0]
     if chip.torus is None:
-        shape = (math.prod(rest), math.prod(inner))
-        return Topology(chip, shape, _join(_pieces(0, rest), _pieces(1, inner)))
-    shape = slice_shape
-    if shape is None:
-        middle, rest = _fill(rest, math.prod(chip.torus.max_shape))
-        shape = default_slice(chip.torus, math.prod(middle))
-    else:
-        middle, rest = _fill(rest, math.prod(shape))
-        if math.prod(middle) != math.prod(shape):
-            raise HardwareError(
-                f"a slice of {'x'.join(map(str, shape))} chips does not hold a mesh of "
-                f"{'x'.join(map(str, mesh_sizes))} devices; choose a shape whose size divides it"
-            )
-    core = len(shape) + 1
-    whole = (math.prod(rest), *shape, math.prod(inner))
-    laid = _lay(chip.torus, shape, middle)
-    parts = _join(_join(_pieces(0, rest), laid), _pieces(core, inner))
-    return Topology(chip, whole, parts)
+        return laid_on_nodes(chip, inner, rest)
+    torus = chip.torus
+    middle, outer = slice_fillings(torus, rest, slice_shape)[0]
+    shape = slice_shape or default_slice(torus, math.prod(middle))
+    cuts = min(torus_cuts(shape, middle), key=lambda cuts: preference(torus, shape, cuts))
+    return laid_on_slices(chip, shape, inner, cuts, outer)
 
 
 def default_slice(torus: Torus, chips: int) -> tuple[int, ...]:
@@ -235,32 +232,123 @@ def default_slice(torus: Torus, chips: int) -> tuple[int, ...]:
         HardwareError: no box of that many chips fits into a pod.
     """
     rank = len(torus.max_shape)
-    shapes = [
-        s
-        for s in _factorings(chips, rank)
-        if list(s) == sorted(s) and all(a <= b for a, b in zip(s, torus.max_shape, strict=True))
-    ]
+    shapes = slice_shapes(torus, chips)
     if not shapes:
         raise HardwareError(
             f"no slice of {chips} chips: no {rank}-D box of that many fits into a pod of "
             f"{'x'.join(map(str, torus.max_shape))}; choose another mesh size"
         )
-    best = min(shapes, key=lambda s: (not all(torus.wraps(s)), sum(s)))
+    return shapes[0]
+
+
+def slice_shapes(torus: Torus, chips: int) -> list[tuple[int, ...]]:
+    """Every shape of a slice of ``chips`` chips, those whose axes all wrap first, then those
+    nearest to a cube; none where no box of that many chips fits into a pod."""
+    rank = len(torus.max_shape)
+    found = [
+        s
+        for s in _factorings(chips, rank)
+        if list(s) == sorted(s) and all(a <= b for a, b in zip(s, torus.max_shape, strict=True))
+    ]
+    found.sort(key=lambda s: (not all(torus.wraps(s)), sum(s)))
+    if rank == 2:
+        return found
     # Google writes slices thinner than a cube with their ones last: 2x2x1.
-    return tuple(s for s in best if s > 1) + (1,) * best.count(1) if rank > 2 else best
+    return [tuple(n for n in s if n > 1) + (1,) * s.count(1) for s in found]
 
 
-def _fill(sizes: tuple[int, ...], room: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Splits each mesh axis into (inside, outside) a level of ``room`` devices, last axis first."""
-    inside = []
-    for size in reversed(sizes):
-        inside.append(max(d for d in range(1, min(size, room) + 1) if size % d == 0))
-        room //= inside[-1]
-    inside.reverse()
-    return tuple(inside), tuple(s // i for s, i in zip(sizes, inside, strict=True))
+def fillings(sizes: Sizes, room: int) -> list[tuple[Sizes, Sizes]]:
+    """Every way to split each mesh axis into (inside, outside) a level of ``room`` devices that
+    fills it as far as the sizes allow; first the one that gives most to the last axes."""
+    divisors = [[d for d in range(1, min(size, room) + 1) if size % d == 0] for size in sizes]
+    found = [f for f in itertools.product(*divisors) if math.prod(f) <= room]
+    most = max(map(math.prod, found))
+    full = sorted((f for f in found if math.prod(f) == most), key=lambda f: f[::-1], reverse=True)
+    return [(f, tuple(s // i for s, i in zip(sizes, f, strict=True))) for f in full]
 
 
-def _factorings(n: int, count: int) -> Iterator[tuple[int, ...]]:
+def slice_fillings(
+    torus: Torus, sizes: Sizes, slice_shape: Sizes | None
+) -> list[tuple[Sizes, Sizes]]:
+    """``fillings`` of one slice: of ``slice_shape``, or as large as a pod.
+
+    Raises:
+        HardwareError: a slice of that shape does not hold the mesh, or is none.
+    """
+    if slice_shape is None:
+        return fillings(sizes, math.prod(torus.max_shape))
+    rank = len(torus.max_shape)
+    if len(slice_shape) != rank:
+        raise HardwareError(f"a slice has {rank} axes, not {len(slice_shape)}: {slice_shape}")
+    found = fillings(sizes, math.prod(slice_shape))
+    if math.prod(found[0][0]) != math.prod(slice_shape):
+        raise HardwareError(
+            f"a slice of {'x'.join(map(str, slice_shape))} chips does not hold a mesh of "
+            f"{'x'.join(map(str, sizes))} chips; choose a shape whose size divides it"
+        )
+    return found
+
+
+def torus_cuts(shape: Sizes, sizes: Sizes) -> Iterator[Cuts]:
+    """Every way to give mesh axes of ``sizes`` one factor of each axis of a torus."""
+    if not shape:
+        if all(size == 1 for size in sizes):
+            yield ()
+        return
+    for factors in _factorings(shape[0], len(sizes)):
+        if all(size % f == 0 for size, f in zip(sizes, factors, strict=True)):
+            left = tuple(size // f for size, f in zip(sizes, factors, strict=True))
+            for others in torus_cuts(shape[1:], left):
+                yield (factors, *others)
+
+
+def preference(torus: Torus, shape: Sizes, cuts: Cuts) -> tuple[int, float]:
+    """The least is the default: fewest cut torus axes, then least time for every mesh axis to
+    gather one byte."""
+    wraps = torus.wraps(shape)
+    split = sum(sum(f > 1 for f in factors) > 1 for factors in cuts)
+    pieces = [_pieces(axis, factors) for axis, factors in enumerate(cuts)]
+    seconds = 0.0
+    for taken in zip(*pieces, strict=True):
+        rings = [
+            _ring(p, shape[p.axis], wraps[p.axis], torus.link) for p in itertools.chain(*taken)
+        ]
+        if rings:
+            seconds += 1 / Level(tuple(rings)).bandwidth
+    return split, seconds
+
+
+def laid_on_nodes(chip: Chip, inner: Sizes, outer: Sizes) -> Topology:
+    """A mesh on GPUs: the factor of each axis within a node, and over nodes."""
+    shape = (math.prod(outer), math.prod(inner))
+    return Topology(chip, shape, _join([_pieces(0, outer), _pieces(1, inner)]))
+
+
+def laid_on_slices(
+    chip: Chip,
+    shape: Sizes,
+    inner: Sizes,
+    cuts: Cuts,
+    outer: Sizes,
+    orders: tuple[Sizes, ...] | None = None,
+) -> Topology:
+    """A mesh on TPU slices of ``shape``: the factor of each axis within a chip, of each axis of
+    the torus, and over slices.
+
+    ``orders``: per axis of the torus, the mesh axes in the order in which their pieces lie on it,
+    neighbours last; by default theirs in the mesh.
+    """
+    orders = orders or (tuple(range(len(inner))),) * len(shape)
+    laid = [
+        _pieces(axis, factors, order)
+        for axis, (factors, order) in enumerate(zip(cuts, orders, strict=True), start=1)
+    ]
+    core = len(shape) + 1
+    whole = (math.prod(outer), *shape, math.prod(inner))
+    return Topology(chip, whole, _join([_pieces(0, outer), *laid, _pieces(core, inner)]))
+
+
+def _factorings(n: int, count: int) -> Iterator[Sizes]:
     """Every ordered way to write ``n`` as a product of ``count`` factors."""
     if count == 1:
         yield (n,)
@@ -270,45 +358,17 @@ def _factorings(n: int, count: int) -> Iterator[tuple[int, ...]]:
             yield (first, *others)
 
 
-def _join(
-    major: tuple[tuple[Part, ...], ...], minor: tuple[tuple[Part, ...], ...]
-) -> tuple[tuple[Part, ...], ...]:
-    return tuple((*a, *b) for a, b in zip(major, minor, strict=True))
+def _join(levels: list[list[tuple[Part, ...]]]) -> tuple[tuple[Part, ...], ...]:
+    """Per mesh axis, its pieces of all levels, major first."""
+    return tuple(tuple(itertools.chain(*taken)) for taken in zip(*levels, strict=True))
 
 
-def _pieces(axis: int, factors: tuple[int, ...]) -> tuple[tuple[Part, ...], ...]:
-    """Cuts one physical axis among the mesh axes, later ones closer together."""
-    pieces = []
+def _pieces(axis: int, factors: Sizes, order: Sizes | None = None) -> list[tuple[Part, ...]]:
+    """Cuts one physical axis among the mesh axes, those later in ``order`` closer together."""
+    pieces: list[tuple[Part, ...]] = [()] * len(factors)
     stride = 1
-    for size in reversed(factors):
-        pieces.append((Part(axis, size, stride),) if size > 1 else ())
-        stride *= size
-    return tuple(reversed(pieces))
-
-
-def _lay(
-    torus: Torus, shape: tuple[int, ...], sizes: tuple[int, ...]
-) -> tuple[tuple[Part, ...], ...]:
-    """Gives each mesh axis its part of a torus: fewest cut physical axes, then least time for
-    every axis to gather one byte."""
-    wraps = torus.wraps(shape)
-    best: tuple[tuple[float, ...], tuple[tuple[Part, ...], ...]] | None = None
-    for cuts in itertools.product(*(_factorings(size, len(sizes)) for size in shape)):
-        if any(
-            math.prod(f) != size for f, size in zip(zip(*cuts, strict=True), sizes, strict=True)
-        ):
-            continue
-        parts: tuple[tuple[Part, ...], ...] = ((),) * len(sizes)
-        for axis, factors in enumerate(cuts, start=1):
-            parts = _join(parts, _pieces(axis, factors))
-        split = sum(sum(f > 1 for f in factors) > 1 for factors in cuts)
-        seconds = 0.0
-        for pieces in parts:
-            rings = (_ring(p, shape[p.axis - 1], wraps[p.axis - 1], torus.link) for p in pieces)
-            if pieces:
-                seconds += 1 / Level(tuple(rings)).bandwidth
-        if best is None or (split, seconds) < best[0]:
-            best = ((split, seconds), parts)
-    if best is None:
-        raise HardwareError(f"a mesh of {sizes} does not lie on a slice of {shape} chips")
-    return best[1]
+    for mesh_axis in reversed(order or range(len(factors))):
+        if factors[mesh_axis] > 1:
+            pieces[mesh_axis] = (Part(axis, factors[mesh_axis], stride),)
+            stride *= factors[mesh_axis]
+    return pieces

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from neocc.cost.hardware import Chip
 from neocc.cost.model import CostModel, einsum_flops
+from neocc.cost.topology import Topology
 from neocc.ir.errors import Loc
 from neocc.ir.mesh import Mesh
 from neocc.ir.ops import COLLECTIVES
@@ -115,6 +116,11 @@ class Plan:
         return self.solution.assignment
 
     @property
+    def topology(self) -> Topology:
+        """Where the mesh lies on the devices."""
+        return self.problem.cost.topology
+
+    @property
     def fits(self) -> bool:
         return self.memory.peak <= self.memory_limit
 
@@ -132,23 +138,28 @@ def make_plan(
     layout: str = "",
     rules: Rules | None = None,
     memory_limit: float | None = None,
+    topology: Topology | None = None,
 ) -> Plan:
     """The best plan within a device's memory, or the nearest to fitting (see ``Plan.fits``).
 
     ``layout``: a full or partial layout in Mesh TensorFlow's syntax, ``batch:x,heads:y``.
-    ``memory_limit``: bytes per device; by default ``USABLE`` of the chip's.
+    ``memory_limit``: bytes per device; by default ``USABLE`` of the chip's. ``topology``: the
+    mapping of the mesh onto the devices (``neocc.cost.mappings``); by default that of the cost
+    model.
 
     Raises:
         LayoutError: the layout names what is not there, or leaves an op no strategy.
     """
-    ready = prepare(program, mesh, chip, layout)
+    ready = prepare(program, mesh, chip, layout, topology)
     problem = build(ready.program, mesh, ready.cost, rules or given_layout(ready.given))
     available = USABLE * chip.hbm_bytes if memory_limit is None else memory_limit
     solution, memory = solve_within(problem, available, SEARCH)
     return costed(ready, problem, solution, memory, available)
 
 
-def prepare(program: Program, mesh: Mesh, chip: Chip, layout: str = "") -> Ready:
+def prepare(
+    program: Program, mesh: Mesh, chip: Chip, layout: str = "", topology: Topology | None = None
+) -> Ready:
     """What ``make_plan`` does before it decides anything.
 
     Raises:
@@ -157,7 +168,7 @@ def prepare(program: Program, mesh: Mesh, chip: Chip, layout: str = "") -> Ready
     given = parse_layout(layout, program, mesh) if layout else {}
     unpadded = simplify(hoist_casts(program))
     padded, paddings = pad_program(unpadded, padded_sizes(unpadded, mesh, given))
-    cost = CostModel.of(chip, mesh)
+    cost = CostModel.of(chip, mesh, topology)
     return Ready(program, unpadded, padded, tuple(paddings), mesh, chip, cost, layout, dict(given))
 
 

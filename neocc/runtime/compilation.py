@@ -189,7 +189,7 @@ def expert_plan(program: Program, plan: Plan, expert: Expert) -> Compared:
     limit = plan.memory_limit
 
     def planned(memory: float) -> Plan:
-        made = make_plan(program, plan.mesh, plan.chip, "", expert.rules, memory)
+        made = make_plan(program, plan.mesh, plan.chip, "", expert.rules, memory, plan.topology)
         return replace(made, memory_limit=limit)
 
     try:

@@ -19,9 +19,11 @@ from neocc.backends.tpu.compile import (
     TpuCompileError,
     compile_for_tpu,
     memory_facts,
+    tpu_devices,
     tpu_topology,
 )
-from neocc.cost.hardware import HardwareError
+from neocc.cost.hardware import HardwareError, chip
+from neocc.cost.mappings import mappings
 from neocc.lower.hlo import axes_of, axes_of_pairs, read_hlo
 
 needs_libtpu = pytest.mark.skipif(
@@ -75,6 +77,28 @@ def test_neighbours_on_a_mesh_axis_that_has_a_ring_are_joined_by_a_wire() -> Non
     for row in range(7):
         a, b = devices[row, 3].coords, devices[row + 1, 3].coords
         assert sum(abs(i - j) for i, j in zip(a, b, strict=True)) == 1
+
+
+@needs_libtpu
+@pytest.mark.tpu_compiler
+def test_each_mapping_of_a_mesh_is_built_as_it_was_costed() -> None:
+    """Along a mesh axis that lies on one torus axis, neighbours are `stride` chips apart on it."""
+    seen = set()
+    for laid in mappings(chip("v5p"), (8, 16)):
+        name, devices = tpu_devices(laid)
+        assert name == "v5p:4x4x8"
+        assert devices.shape == (8, 16)
+        places = [tuple(device.coords) for device in devices.flat]
+        assert len(set(places)) == 128
+        seen.add(tuple(places))
+        for parts, (a, b) in zip(
+            laid.parts, [(devices[0, 0], devices[1, 0]), (devices[0, 0], devices[0, 1])],
+            strict=True,
+        ):  # fmt: skip
+            innermost = parts[-1]
+            apart = [abs(i - j) for i, j in zip(a.coords, b.coords, strict=True)]
+            assert apart == [innermost.stride * (axis == innermost.axis) for axis in (1, 2, 3)]
+    assert len(seen) > 4
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from neocc.cost.hardware import chip as chip_named
-from neocc.cost.topology import topology
+from neocc.cost.topology import Topology, topology
 from neocc.ir.errors import NeoccError
 
 ONE_FOR_ONE: Mapping[str, Any] = MappingProxyType(
@@ -91,27 +91,31 @@ def prepare_environment() -> None:
 
 
 def tpu_topology(chip: str, mesh_sizes: tuple[int, ...]) -> tuple[str, np.ndarray]:
+    """``tpu_devices`` of the cost model's default mapping (``neocc.cost.topology.topology``)."""
+    return tpu_devices(topology(chip_named(chip), tuple(mesh_sizes)))
+
+
+def tpu_devices(laid: Topology) -> tuple[str, np.ndarray]:
     """A described slice for a mesh, and its devices in mesh order.
 
-    The slice and the place of each mesh axis in it are the cost model's
-    (``neocc.cost.topology.topology``), so that a program is compiled for the wires that its plan
-    was costed on: 8x16 on v5p is a 4x4x8 torus with the first axis along the 8.
+    The slice and the place of each mesh axis in it are the cost model's, so that a program is
+    compiled for the wires that its plan was costed on: 8x16 on v5p is, by default, a 4x4x8 torus
+    with the first axis along the 8.
 
     A device is what JAX makes of the chip. On v3 and TPU7x that is one of two per chip, so a mesh
     of 128 takes 64 chips. v4's two cores are joined to one device ("megacore"), as they are in
     use; libtpu would describe them apart if not asked.
 
     Returns:
-        The slice's name (``v5p:4x4x8``) and an array of JAX devices shaped ``mesh_sizes``.
+        The slice's name (``v5p:4x4x8``) and an array of JAX devices shaped as the mesh.
 
     Raises:
-        HardwareError: no such chip, or no slice for that many devices.
         TpuCompileError: libtpu is missing, the chip is no TPU, or the mesh needs several slices.
     """
-    described = chip_named(chip)
+    described, mesh_sizes = laid.chip, laid.mesh_sizes
+    chip = described.name
     if described.kind != "tpu":
         raise TpuCompileError(f"{chip} is not a TPU: compile for it with the backend of its kind")
-    laid = topology(described, tuple(mesh_sizes))
     shape = laid.torus_shape
     if laid.shape[0] > 1:
         sizes = "x".join(map(str, mesh_sizes))
@@ -134,7 +138,7 @@ def tpu_topology(chip: str, mesh_sizes: tuple[int, ...]) -> tuple[str, np.ndarra
         (*device.coords[: len(shape)], device.core_on_chip): device for device in found.devices
     }
     places = laid.coordinates()[..., 1:]
-    devices = np.empty(tuple(mesh_sizes), dtype=object)
+    devices = np.empty(mesh_sizes, dtype=object)
     for index in np.ndindex(*mesh_sizes):
         devices[index] = by_place[tuple(places[index].tolist())]
     return laid.name, devices

@@ -1,0 +1,177 @@
+"""The outer choices of a plan: the shape of its mesh, and the wires that each mesh axis lies on."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from functools import cache, lru_cache
+
+from neocc.cost.collectives import KINDS, collective_time
+from neocc.cost.hardware import Chip, HardwareError
+from neocc.cost.topology import (
+    AxisLink,
+    Cuts,
+    Level,
+    Sizes,
+    Topology,
+    default_slice,
+    fillings,
+    laid_on_nodes,
+    laid_on_slices,
+    preference,
+    slice_fillings,
+    slice_shapes,
+    topology,
+    torus_cuts,
+)
+
+PROBE = 2.0**40  # bytes at which the slope of a collective's time is read
+DIGITS = 11  # of a time that count: less is rounding, not a difference
+
+
+@cache
+def mappings(
+    chip: Chip,
+    mesh_sizes: Sizes,
+    slice_shape: Sizes | None = None,
+    *,
+    every_slice: bool = False,
+) -> tuple[Topology, ...]:
+    """Every mapping of a mesh onto devices that can be the best one for some program.
+
+    The space: each level (devices of a chip, NVLink domain, slice) is filled as far as the mesh
+    sizes allow, by any factors of the mesh axes; within a torus each mesh axis takes at most one
+    piece of each torus axis, and the pieces of one torus axis lie in any order. ``slice_shape``:
+    chips of a TPU slice (default: that of ``topology``). With ``every_slice``, and where no shape
+    is given, all shapes of a slice with that many chips.
+
+    Of mappings whose collectives all take equally long one is kept, and none is kept that is
+    *dominated*: for each mesh axis and each kind of collective another one has neither more fixed
+    seconds nor more seconds a byte, and less somewhere. A collective's time is a line in its
+    bytes, so under the other mapping no collective of any plan takes longer, and no plan is lost.
+
+    The first is ``topology``'s; the others follow by ``preference``. Where that default is itself
+    dominated, it is not among them: where another slice shape is allowed (256 chips of v3: 8x32
+    has rings, 16x16 none), or another mesh axis to pair the two devices of a chip.
+
+    Raises:
+        HardwareError: as ``topology``.
+    """
+    default = topology(chip, mesh_sizes, slice_shape)
+    # Equal costs meet under one key; the first found stays.
+    found: dict[tuple[float, ...], Topology] = {costs(default): default}
+    for candidate in candidates(chip, mesh_sizes, slice_shape, every_slice):
+        found.setdefault(costs(candidate), candidate)
+    kept = set(skyline(found))
+    return tuple(laid for cost, laid in found.items() if cost in kept)
+
+
+def mesh_shapes(chips: int, axes: int = 3, *, ordered: bool = False) -> tuple[Sizes, ...]:
+    """Sizes of every mesh of ``chips`` devices with up to ``axes`` axes, none of size 1 (one
+    device is a mesh of one): fewest axes first, then the most even ones.
+
+    Sizes ascend. With all its mappings tried, a mesh whose axes are permuted offers the same
+    plans but in one point: a dim that several axes cut is cut in mesh order, which decides the
+    one that is gathered last, and whole. With ``ordered`` the other orders come too, each after its
+    sorted one.
+
+    Raises:
+        HardwareError: less than one device or axis.
+    """
+    if chips < 1 or axes < 1:
+        raise HardwareError(f"a mesh of {chips} devices with up to {axes} axes: both at least 1")
+    if chips == 1:
+        return ((1,),)
+    found = []
+    for count in range(1, axes + 1):
+        shapes = ascending(chips, count, 2)
+        found += sorted(shapes, key=lambda s: (sum(s), s[::-1]))
+    if ordered:
+        found = [p for shape in found for p in sorted(set(itertools.permutations(shape)))]
+    return tuple(found)
+
+
+def ascending(n: int, count: int, least: int) -> Iterator[Sizes]:
+    """Ways to write ``n`` as a product of ``count`` factors of at least ``least``, ascending."""
+    if count == 1:
+        if n >= least:
+            yield (n,)
+        return
+    for first in range(least, int(n ** (1 / count) + 1e-9) + 1):
+        if n % first == 0:
+            yield from ((first, *others) for others in ascending(n // first, count - 1, first))
+
+
+def candidates(
+    chip: Chip, sizes: Sizes, slice_shape: Sizes | None, every_slice: bool
+) -> Iterator[Topology]:
+    """Every mapping of the space, preferred ones first; many of them cost the same."""
+    inside = [((1,) * len(sizes), sizes)]
+    if chip.switch is not None:
+        inside = fillings(sizes, chip.switch.size)
+    if chip.torus is None:
+        yield from (laid_on_nodes(chip, inner, outer) for inner, outer in inside)
+        return
+    torus = chip.torus
+    laid: list[tuple[tuple[int, float, int], Topology]] = []
+    for inner, rest in inside:
+        for middle, outer in slice_fillings(torus, rest, slice_shape):
+            chips = math.prod(middle)
+            shapes = [slice_shape] if slice_shape else [default_slice(torus, chips)]
+            if every_slice and slice_shape is None:
+                shapes = slice_shapes(torus, chips)
+            for shape in shapes:
+                for cuts in torus_cuts(shape, middle):
+                    rank = preference(torus, shape, cuts)
+                    for n, orders in enumerate(piece_orders(cuts)):
+                        made = laid_on_slices(chip, shape, inner, cuts, outer, orders)
+                        laid.append(((*rank, n), made))
+    laid.sort(key=lambda pair: pair[0])  # stable: equal ranks stay as found
+    yield from (made for _, made in laid)
+
+
+def piece_orders(cuts: Cuts) -> Iterator[tuple[Sizes, ...]]:
+    """Per torus axis an order of the mesh axes, for every order of those that take of it."""
+
+    def orders(factors: Sizes) -> Iterator[Sizes]:
+        whole = tuple(axis for axis, f in enumerate(factors) if f == 1)
+        takers = [axis for axis, f in enumerate(factors) if f > 1]
+        yield from ((*whole, *order) for order in itertools.permutations(takers))
+
+    return itertools.product(*map(orders, cuts))
+
+
+def costs(laid: Topology) -> tuple[float, ...]:
+    """Fixed seconds and seconds a byte of each kind of collective on each mesh axis, rounded so
+    that sums taken in another order compare equal."""
+    return tuple(itertools.chain(*(line_of(canonical(link)) for link in laid.links())))
+
+
+def canonical(link: AxisLink) -> AxisLink:
+    """Rings of a level in one order: which torus axis is which makes no difference."""
+    levels = (
+        Level(tuple(sorted(level.rings, key=lambda r: (r.size, r.bandwidth, r.latency, r.wraps))))
+        for level in link.levels
+    )
+    return AxisLink(tuple(levels), link.overhead)
+
+
+@lru_cache(maxsize=4096)
+def line_of(link: AxisLink) -> tuple[float, ...]:
+    numbers = []
+    for kind in KINDS:
+        fixed = collective_time(kind, 0, link)
+        slope = (collective_time(kind, PROBE, link) - fixed) / PROBE
+        numbers += [fixed, slope]
+    return tuple(float(f"{x:.{DIGITS}g}") for x in numbers)
+
+
+def skyline(points: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """The points that no other one is at most as large as in every coordinate."""
+    kept: list[tuple[float, ...]] = []
+    # What dominates a point comes before it in lexicographic order.
+    for point in sorted(points):
+        if not any(all(a <= b for a, b in zip(k, point, strict=True)) for k in kept):
+            kept.append(point)
+    return kept
