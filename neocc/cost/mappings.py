@@ -52,8 +52,9 @@ def mappings(
     bytes, so under the other mapping no collective of any plan takes longer, and no plan is lost.
 
     The first is ``topology``'s; the others follow by ``preference``. Where that default is itself
-    dominated, it is not among them: where another slice shape is allowed (256 chips of v3: 8x32
-    has rings, 16x16 none), or another mesh axis to pair the two devices of a chip.
+    dominated, it is not among them: by another slice shape (256 chips of v3: 8x32 has rings,
+    16x16 none), by pairing the two devices of a chip on another axis, and rarely else (16x2 on v5e:
+    it makes x a 2x8 piece of the torus, and 4x4 is as fast with fewer hops).
 
     Raises:
         HardwareError: as ``topology``.
