@@ -109,6 +109,9 @@ class Loop:
     trip_count: int | None
     executions: int
     """How often the loop itself is entered (product of the enclosing trip counts)."""
+    op_name: str
+    cycles: int
+    """``estimated_cycles`` of one run of the body, with the loops in it."""
 
 
 @dataclass(frozen=True)
@@ -264,10 +267,13 @@ class _Walk:
     def _loop(self, comp: Computation, inst: Instruction, at: _Context) -> None:
         (body,), (condition,) = inst.called("body"), inst.called("condition")
         trips = self.constants.trip_count(comp, inst)
-        self.loops.append(Loop(inst.name, body, trips, at.times))
-        trips = 1 if trips is None else trips
-        self.visit(self.module.computations[body], replace(at, times=at.times * trips))
-        self.visit(self.module.computations[condition], replace(at, times=at.times * (trips + 1)))
+        place, before = len(self.loops), self.cycles
+        known = 1 if trips is None else trips
+        self.visit(self.module.computations[body], replace(at, times=at.times * known))
+        executions = at.times * known
+        cycles = (self.cycles - before) // executions if executions else 0
+        self.visit(self.module.computations[condition], replace(at, times=at.times * (known + 1)))
+        self.loops.insert(place, Loop(inst.name, body, trips, at.times, inst.op_name, cycles))
 
     def _collective(
         self, kind: str, comp: Computation, inst: Instruction, at: _Context

