@@ -29,11 +29,12 @@ from neocc.ir.types import Dim, TensorType
 from neocc.passes.autodiff import gradients
 from neocc.passes.plan import Plan, make_plan
 from neocc.passes.simplify import simplify
+from neocc.version import VERSION
 
 if TYPE_CHECKING:
     from neocc.lower.jax import lower
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Chip",

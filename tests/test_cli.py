@@ -293,7 +293,7 @@ def test_emitted_programs_parse_back_and_the_plan_is_whole(tmp_path: Path):
     assert [i.name for i in before.inputs] == [i.name for i in after.inputs]
     plan = json.loads((out / "plan.json").read_text())
     assert plan["schema"] == 1
-    assert {c["id"] for c in plan["collectives"]} <= {
+    assert {c["id"] for c in plan["report"]["collectives"]} <= {
         op.attrs["id"] for op in after.body.walk() if "id" in op.attrs
     }
 

@@ -19,6 +19,8 @@ from neocc.report.emit import KINDS
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PLAN = "out/plan.json"  # a command that reads it comes after one that writes it
+MAKE_PLAN = "compile models/gpt.py --preset tiny --mesh 2x2 --no-compare --emit plan out"
 HEAVY = ("--audit", "hlo", "gpt3-13b")
 
 
@@ -36,6 +38,8 @@ def commands() -> list[str]:
 
 
 def quick(command: str) -> bool:
+    if PLAN in command:
+        return True
     return "tiny" in command or "perceptron" in command or command.split()[2] == "models/gpt.py"
 
 
@@ -60,6 +64,8 @@ def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_documented_command_works(command: str, readers_folder: Path):
     name, *arguments = shlex.split(command)
     assert name == "neocc"
+    if PLAN in command:
+        assert CliRunner().invoke(app, MAKE_PLAN.split()).exit_code == 0
     result = CliRunner().invoke(app, arguments)
     # 1 is an answer too: it does not fit, and the report says what would.
     fits = "does not fit:" not in result.stdout

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "neocc"
 
 # Parts on one line are of one rank and may import each other.
 RANKS = (
+    {"version"},
     {"ir"},
     {"nn", "optim"},  # what models are written with
     {"cost"},

@@ -32,6 +32,7 @@ def report(compilation: Compilation) -> dict[str, Any]:
         "plan": plan_document(plan),
         "tokens_per_second": c.tokens / plan.timeline.step,
         "work": dataclasses.asdict(facts.work(c.program, plan)),
+        "best": brief(c.best) | {"verdict": verdict(c.best)} if c.best else None,
         "compared": [
             {
                 "name": r.name,
@@ -67,7 +68,7 @@ def brief(plan: Plan) -> dict[str, Any]:
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
-    """A plan by itself: what ``--emit plan`` writes."""
+    """What is said of a plan by itself; a file that can be read back has more."""
     mesh, program = plan.mesh, plan.partitioned.program
     solution = plan.solution
     names = facts.tensor_names(plan)
@@ -78,6 +79,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "chip": {"name": plan.chip.name, "title": plan.chip.title, "hbm": plan.chip.hbm_bytes},
         **brief(plan),
         "fits": plan.fits,
+        "given": plan.given,
         "memory": {
             "limit": plan.memory_limit,
             "peak": plan.memory.peak,

@@ -14,6 +14,8 @@ PROVED = 1e-6  # a gap, as a share of the step, that counts as none
 
 def verdict(plan: Plan) -> str:
     """``proved optimal``, or how far from it the plan can be, or what is proved of all plans."""
+    if plan.given:
+        return "as given: nothing is proved of it"
     if not plan.fits:
         return f"no layout fits whose step is within {PATIENCE:g} times the fastest one's"
     if plan.solution.gap <= PROVED:

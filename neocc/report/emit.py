@@ -7,11 +7,12 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from neocc.ir.errors import NeoccError
 from neocc.ir.text import print_program
 from neocc.report import as_json
-from neocc.runtime import Compilation
+from neocc.runtime import Compilation, plan_document
 
 KINDS = ("ir", "plan", "stablehlo", "hlo")
 
@@ -43,7 +44,7 @@ def contents(compilation: Compilation, kinds: Iterable[str]) -> Iterator[tuple[s
             for stage in ("simplify", "partition"):
                 yield stage_file(stage), print_program(*stages[stage])
         elif kind == "plan":
-            document = as_json.plan_document(compilation.plan)
+            document = readable_plan(compilation)
             yield "plan.json", json.dumps(document, indent=1) + "\n"
         else:
             # JAX takes a second to import: only what needs it does.
@@ -53,6 +54,12 @@ def contents(compilation: Compilation, kinds: Iterable[str]) -> Iterator[tuple[s
                 yield "step.stablehlo.mlir", lower_for_target(compilation.plan).stablehlo()
             else:
                 yield "step.hlo.txt", compile_for_target(compilation.plan).hlo
+
+
+def readable_plan(compilation: Compilation) -> dict[str, Any]:
+    """A plan that can be read back, and what was said of it."""
+    plan = compilation.plan
+    return {**plan_document(plan, compilation.source), "report": as_json.plan_document(plan)}
 
 
 def stage_file(stage: str) -> str:

@@ -161,6 +161,9 @@ def times(c: Compilation) -> Group:
     )
     for p in plan.paddings:
         body.append(f"  padded {p}\n")
+    if plan.given:
+        body.append(f"  {verdict(plan)}{against(c)}\n  cost model: {MODEL}", "dim")
+        return titled("Time of a step", body)
     if not plan.fits:
         body.append(f"  {verdict(plan)}; shown is one that holds little")
         return titled("Time of a step", body)
@@ -172,12 +175,27 @@ def times(c: Compilation) -> Group:
     return titled("Time of a step", body)
 
 
+def against(c: Compilation) -> str:
+    """How far a plan that was given is from the one that neocc makes."""
+    if c.best is None:
+        return ""
+    given, best = c.plan.timeline.step, c.best.timeline.step
+    if not c.best.fits:
+        return "; neocc finds none that fits"
+    more = 100 * (given - best) / best
+    words = f"{more:.2g} % slower than" if more > 0 else f"{-more:.2g} % faster than"
+    words = "as fast as" if abs(more) < 1e-4 else words
+    return f"; {words} neocc's own plan ({seconds_text(best)}, {verdict(c.best)})"
+
+
 def rivals(c: Compilation) -> Group:
     table = columns("left", "right", "right", "right", "right", "wrap")
     heads = ("", "step", "against", "MFU", "memory", "")
     table.add_row(*(Text(h, style="dim") for h in heads))
-    own = Compared("neocc", c.plan, c.plan.fits)
-    for r in (own, *c.rivals):
+    own = [Compared("as given" if c.plan.given else "neocc", c.plan, c.plan.fits)]
+    if c.best:
+        own.append(Compared("neocc", c.best, c.best.fits))
+    for r in (*own, *c.rivals):
         table.add_row(*rival(r, c.plan))
     return titled("What an expert would try", table)
 
@@ -201,7 +219,9 @@ def misfit(c: Compilation) -> Group:
     text = Text("  largest at the fullest point:\n")
     for name, size in plan.memory.largest[:5]:
         text.append(f"    {bytes_text(size):>10}  {facts.short(name)}\n")
-    if c.remedies:
+    if plan.given:
+        text.append("  the layout was given; without --plan one that fits is sought")
+    elif c.remedies:
         text.append("  it fits with:")
         for r in c.remedies:
             text.append(f"\n    {remedy(r)}")

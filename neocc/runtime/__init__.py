@@ -1,5 +1,18 @@
-"""What the commands do: compile a model, and train it."""
+"""What the commands do: compile a model, train it, and read plans back."""
 
 from neocc.runtime.compilation import Compared, Compilation, Remedy, Timing, compile_model
+from neocc.runtime.plan_file import ModelSource, PlanFile
+from neocc.runtime.plan_file import document as plan_document
+from neocc.runtime.plan_file import read as read_plan
 
-__all__ = ["Compared", "Compilation", "Remedy", "Timing", "compile_model"]
+__all__ = [
+    "Compared",
+    "Compilation",
+    "ModelSource",
+    "PlanFile",
+    "Remedy",
+    "Timing",
+    "compile_model",
+    "plan_document",
+    "read_plan",
+]

@@ -16,6 +16,8 @@ from neocc.lower.audit import Audit
 from neocc.passes.layout.rules import Expert, experts
 from neocc.passes.plan import USABLE, Plan, make_plan
 from neocc.passes.simplify import simplify
+from neocc.runtime.plan_check import plan_of
+from neocc.runtime.plan_file import ModelSource, PlanFile
 
 HOPELESS = 2.0  # a rival whose fastest layout needs this many times the memory is not tried again
 NEAR = 1.15  # a remedy whose fastest layout needs no more than this is sought a layout that fits
@@ -75,7 +77,8 @@ class Compilation:
 
     ``built``: the program as the model file made it; ``program``: simplified, before padding.
     ``remedies``: where the plan does not fit, changes under which it would. ``audit``: None where
-    it was not asked for.
+    it was not asked for. ``best``: the plan that neocc makes, where ``plan`` was given and a
+    comparison asked for. ``source``: what the model was loaded from.
     """
 
     model: Model
@@ -87,6 +90,8 @@ class Compilation:
     audit: Audit | None
     timings: tuple[Timing, ...]
     notes: tuple[str, ...] = ()
+    best: Plan | None = None
+    source: ModelSource | None = None
 
     @property
     def stages(self) -> dict[str, tuple[Program, Mesh | None]]:
@@ -133,12 +138,15 @@ def compile_model(
     compare: bool = True,
     audit: bool = False,
     notes: tuple[str, ...] = (),
+    given: PlanFile | None = None,
+    source: ModelSource | None = None,
 ) -> Compilation:
     """Builds a model's training step and plans it on a mesh of ``target`` chips.
 
     ``layout``: in Mesh TensorFlow's syntax, a constraint. ``memory``: bytes per device that the
     plan may hold, what the chip has by default. ``compare``: plan what experts would do as well.
-    ``audit``: compile for the target and hold the plan against the result.
+    ``audit``: compile for the target and hold the plan against the result. ``given``: a plan to
+    check and cost in place of making one. ``source``: what the model was loaded from.
 
     Raises:
         NeoccError: the model, mesh, layout or target is not right; or, with ``audit``, there is no
@@ -148,12 +156,19 @@ def compile_model(
     clock = Clock()
     built = clock.time("build", model.train_step)
     program = clock.time("simplify", lambda: simplify(built))
-    plan = clock.time("plan", lambda: make_plan(program, mesh, target, layout, None, memory))
+    best = None
+    if given is None:
+        plan = clock.time("plan", lambda: make_plan(program, mesh, target, layout, None, memory))
+    else:
+        checked = clock.time("recost", lambda: plan_of(given, program, mesh, target, memory))
+        plan, notes = checked.plan, (*notes, *checked.notes)
+        if compare:
+            best = clock.time("plan", lambda: best_like(plan))
     rivals: tuple[Compared, ...] = ()
     if compare:
         rivals = clock.time("compare", lambda: tuple(compare_experts(program, plan)))
     remedies: tuple[Remedy, ...] = ()
-    if not plan.fits:
+    if not plan.fits and given is None:
         again = Again(model, mesh, target, layout, memory)
         remedies = clock.time("remedies", lambda: tuple(again.remedies()))
     audited = None
@@ -163,8 +178,24 @@ def compile_model(
 
         audited = clock.time("audit", lambda: audit_for_target(plan))
     return Compilation(
-        model, built, program, plan, rivals, remedies, audited, tuple(clock.timings), notes
+        model,
+        built,
+        program,
+        plan,
+        rivals,
+        remedies,
+        audited,
+        tuple(clock.timings),
+        notes,
+        best,
+        source,
     )
+
+
+def best_like(plan: Plan) -> Plan:
+    """The plan that neocc makes where another was given."""
+    source, limit = plan.ready.source, plan.memory_limit
+    return make_plan(source, plan.mesh, plan.chip, "", None, limit, plan.topology)
 
 
 def compare_experts(program: Program, plan: Plan) -> Iterator[Compared]:

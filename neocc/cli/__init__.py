@@ -6,10 +6,6 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
-import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -17,12 +13,12 @@ import typer
 from rich.console import Console
 
 import neocc
-from neocc.cost.hardware import HardwareError, chip
+from neocc.cli.request import DEFAULT_TARGET, bytes_of, planned, request, told_errors
+from neocc.cost.hardware import chip
 from neocc.frontends import model_file
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
 from neocc.ir.text import print_program
-from neocc.passes.layout.solve import Infeasible
 from neocc.report import as_json, emit, terminal
 from neocc.runtime import compile_model
 
@@ -51,17 +47,25 @@ def top(
 
 @app.command("compile")
 def compile_command(
-    model: Annotated[str, typer.Argument(help="A model file, or the name of a shipped one.")],
+    model: Annotated[
+        str | None, typer.Argument(help="A model file, or the name of a shipped one.")
+    ] = None,
     mesh: Annotated[str | None, typer.Option(help="8x16, or data:8,model:16.")] = None,
     preset: Annotated[str | None, typer.Option(help="A preset of the model file.")] = None,
     config: Annotated[Path | None, typer.Option(help="A GPT-Neo model config (JSON).")] = None,
-    target: Annotated[str, typer.Option(help="The chip: v5e, v5p, v6e, h100, ...")] = "v5e",
+    target: Annotated[
+        str | None,
+        typer.Option(help="The chip: v5e, v5p, v6e, h100, ...", show_default=DEFAULT_TARGET),
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences in a step.")] = None,
     layout: Annotated[
         str | None, typer.Option(help="Dims that mesh axes cut: batch:x,heads:y; in full or part.")
     ] = None,
     memory: Annotated[
         str | None, typer.Option(help="What a plan may hold on a device: 12GiB, 14e9.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Cost the plan in this file in place of making one.")
     ] = None,
     compare: Annotated[bool, typer.Option(help="Plan what experts would try as well.")] = True,
     audit: Annotated[
@@ -92,16 +96,21 @@ def compile_command(
         kinds = emit.check_kinds(emit_files[0].split(",")) if emit_files else ()
         if print_after and print_after not in PASSES:
             raise NeoccError(f"no pass {print_after!r}; one of {', '.join(PASSES)}")
-        asked = request(model, preset, config, mesh, layout, batch)
+        if plan is None:
+            asked = request(model, preset, config, mesh, layout, batch, target)
+        else:
+            asked = planned(plan, model, preset, config, mesh, layout, batch, target)
         compilation = compile_model(
             asked.model,
             asked.mesh,
-            chip(target),
+            asked.target,
             asked.layout,
             bytes_of(memory),
             compare,
             audit,
             asked.notes,
+            asked.given,
+            asked.source,
         )
         console = Console(width=None if sys.stdout.isatty() else terminal.WIDTH)
         if dump := os.environ.get("NEOCC_DUMP"):
@@ -202,93 +211,6 @@ def opened(path: Path) -> TextIO:
 
 
 PASSES = ("build", "simplify", "pad", "partition")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the arguments and the config file ask for together."""
-
-    model: model_file.Model
-    mesh: Mesh
-    layout: str
-    notes: tuple[str, ...]
-
-
-def request(
-    name: str,
-    preset: str | None,
-    config: Path | None,
-    mesh: str | None,
-    layout: str | None,
-    batch: int | None,
-) -> Request:
-    """Loads the model. A config file's own mesh and layout count where no --mesh is given."""
-    given = Mesh.parse(mesh) if mesh else None
-    model = model_file.load(name, preset, config)
-    if batch is not None:
-        model = model.with_fields(batch=batch)
-    notes = list(model.notes)
-    if given is None and model.mesh is None:
-        raise NeoccError("say which mesh: --mesh 8x16")
-    chosen = given or Mesh.parse(model.mesh or "")
-    if layout is None and model.layout and given is None:
-        notes.append(f"mesh and layout are the config's: {chosen}; {model.layout}")
-        return Request(model, chosen, model.layout, tuple(notes))
-    if model.mesh or model.layout:
-        notes.append(
-            f"the config asks for mesh {model.mesh or '?'}, layout {model.layout or '?'}: not used"
-        )
-    return Request(model, chosen, layout or "", tuple(notes))
-
-
-UNITS = {"": 1, "b": 1} | {
-    f"{prefix}{ending}": base**power
-    for power, prefix in enumerate("kmgt", 1)
-    for ending, base in (("ib", 1024), ("b", 1000), ("", 1000))
-}
-
-
-def bytes_of(text: str | None) -> float | None:
-    """``12GiB``, ``14e9``, ``14 GB`` in bytes.
-
-    Raises:
-        NeoccError: another form, or nothing.
-    """
-    if text is None:
-        return None
-    number = text.strip().lower().rstrip("bikmgt ")
-    unit = text.strip().lower()[len(number) :].strip()
-    with contextlib.suppress(ValueError, KeyError):
-        size = float(number) * UNITS[unit]
-        if size > 0:
-            return size
-    raise NeoccError(f"--memory {text!r} is no amount of memory: write 12GiB, or bytes")
-
-
-@contextlib.contextmanager
-def told_errors() -> Iterator[None]:
-    """Errors that a user can cause end with code 2 and a line or two, others with a file that
-    holds the traceback. ``NEOCC_DEBUG=1`` prints it instead."""
-    try:
-        yield
-    except (NeoccError, HardwareError) as error:
-        if os.environ.get("NEOCC_DEBUG"):
-            traceback.print_exc()
-        typer.echo(f"neocc: {error}", err=True)
-        raise typer.Exit(1 if isinstance(error, Infeasible) else 2) from None
-    except typer.Exit:
-        raise
-    except Exception as error:
-        if os.environ.get("NEOCC_DEBUG"):
-            raise
-        with tempfile.NamedTemporaryFile("w", prefix="neocc-", suffix=".log", delete=False) as file:
-            file.write(traceback.format_exc())
-        typer.echo(
-            f"neocc: {type(error).__name__}: {error}\nThis is a bug in neocc. The traceback is in "
-            f"{file.name}; please report it with the command that you ran.",
-            err=True,
-        )
-        raise typer.Exit(3) from None
 
 
 def main() -> None:

@@ -1,0 +1,173 @@
+"""What the arguments of a command ask for; how its errors are told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from neocc.cost.hardware import Chip, HardwareError, chip
+from neocc.frontends import model_file
+from neocc.ir.errors import NeoccError
+from neocc.ir.mesh import Mesh
+from neocc.passes.layout.solve import Infeasible
+from neocc.runtime import ModelSource, PlanFile, read_plan
+
+DEFAULT_TARGET = "v5e"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the arguments and the config file ask for together."""
+
+    model: model_file.Model
+    source: ModelSource
+    mesh: Mesh
+    target: Chip
+    layout: str
+    notes: tuple[str, ...]
+    given: PlanFile | None = None
+
+
+def request(
+    name: str | None,
+    preset: str | None,
+    config: Path | None,
+    mesh: str | None,
+    layout: str | None,
+    batch: int | None,
+    target: str | None,
+) -> Request:
+    """Loads the model. A config file's own mesh and layout count where no --mesh is given."""
+    if name is None:
+        raise NeoccError("say which MODEL: neocc compile models/gpt.py --mesh 8x16")
+    given = Mesh.parse(mesh) if mesh else None
+    model = model_file.load(name, preset, config)
+    if batch is not None:
+        model = model.with_fields(batch=batch)
+    source = source_of(name, model, config, {} if batch is None else {"batch": batch})
+    device = chip(target or DEFAULT_TARGET)
+    notes = list(model.notes)
+    if given is None and model.mesh is None:
+        raise NeoccError("say which mesh: --mesh 8x16")
+    chosen = given or Mesh.parse(model.mesh or "")
+    if layout is None and model.layout and given is None:
+        notes.append(f"mesh and layout are the config's: {chosen}; {model.layout}")
+        return Request(model, source, chosen, device, model.layout, tuple(notes))
+    if model.mesh or model.layout:
+        notes.append(
+            f"the config asks for mesh {model.mesh or '?'}, layout {model.layout or '?'}: not used"
+        )
+    return Request(model, source, chosen, device, layout or "", tuple(notes))
+
+
+def source_of(
+    name: str, model: model_file.Model, config: Path | None, fields: dict[str, Any]
+) -> ModelSource:
+    preset = model.name if config is None else None
+    return ModelSource(name, preset, str(config) if config else None, fields)
+
+
+def planned(
+    path: Path,
+    name: str | None,
+    preset: str | None,
+    config: Path | None,
+    mesh: str | None,
+    layout: str | None,
+    batch: int | None,
+    target: str | None,
+) -> Request:
+    """What a plan file asks for: its own model where none is named, which is otherwise checked to
+    be the same, as are mesh and target."""
+    if layout is not None:
+        raise NeoccError("--plan has a layout for everything: give --plan or --layout, not both")
+    given = read_plan(path)
+    wanted = Mesh.parse(mesh) if mesh else given.mesh
+    device = chip(target or given.chip)
+    if name is None:
+        if preset or config:
+            raise NeoccError("--preset and --config are of a model: name the model file as well")
+        model, source = load_source(given)
+    else:
+        model = model_file.load(name, preset, config)
+        source = source_of(name, model, config, {})
+    if batch is not None:
+        model = model.with_fields(batch=batch)
+        source = replace(source, fields={**source.fields, "batch": batch})
+    return Request(model, source, wanted, device, given.layout, model.notes, given)
+
+
+def load_source(given: PlanFile) -> tuple[model_file.Model, ModelSource]:
+    """The model that a plan file names; its paths are from here or from the file's own folder."""
+    source = given.source
+    if source is None:
+        raise NeoccError(f"{given.path} names no model file: neocc compile MODEL --plan FILE")
+
+    def found(name: str) -> str:
+        beside = given.path.parent / name
+        return str(beside) if not Path(name).exists() and beside.exists() else name
+
+    config = Path(found(source.config)) if source.config else None
+    try:
+        model = model_file.load(found(source.file), source.preset, config)
+        return model.with_fields(**source.fields), source
+    except NeoccError as error:
+        raise NeoccError(f"the model of {given.path}: {error}") from None
+
+
+UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{ending}": base**power
+    for power, prefix in enumerate("kmgt", 1)
+    for ending, base in (("ib", 1024), ("b", 1000), ("", 1000))
+}
+
+
+def bytes_of(text: str | None) -> float | None:
+    """``12GiB``, ``14e9``, ``14 GB`` in bytes.
+
+    Raises:
+        NeoccError: another form, or nothing.
+    """
+    if text is None:
+        return None
+    number = text.strip().lower().rstrip("bikmgt ")
+    unit = text.strip().lower()[len(number) :].strip()
+    with contextlib.suppress(ValueError, KeyError):
+        size = float(number) * UNITS[unit]
+        if size > 0:
+            return size
+    raise NeoccError(f"--memory {text!r} is no amount of memory: write 12GiB, or bytes")
+
+
+@contextlib.contextmanager
+def told_errors() -> Iterator[None]:
+    """Errors that a user can cause end with code 2 and a line or two, others with a file that
+    holds the traceback. ``NEOCC_DEBUG=1`` prints it instead."""
+    try:
+        yield
+    except (NeoccError, HardwareError) as error:
+        if os.environ.get("NEOCC_DEBUG"):
+            traceback.print_exc()
+        typer.echo(f"neocc: {error}", err=True)
+        raise typer.Exit(1 if isinstance(error, Infeasible) else 2) from None
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if os.environ.get("NEOCC_DEBUG"):
+            raise
+        with tempfile.NamedTemporaryFile("w", prefix="neocc-", suffix=".log", delete=False) as file:
+            file.write(traceback.format_exc())
+        typer.echo(
+            f"neocc: {type(error).__name__}: {error}\nThis is a bug in neocc. The traceback is in "
+            f"{file.name}; please report it with the command that you ran.",
+            err=True,
+        )
+        raise typer.Exit(3) from None

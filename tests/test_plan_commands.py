@@ -1,0 +1,152 @@
+"""Plans on the command line: written, costed again, refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from neocc.cli import app
+
+ROOT = Path(__file__).parent.parent
+GPT = str(ROOT / "models" / "gpt.py")
+
+
+def neocc(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def refused(*arguments: str) -> str:
+    """The message of a call that ends with code 2, a line or two and no traceback."""
+    result = neocc(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output and result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) <= 2
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan that neocc made."""
+    out = tmp_path_factory.mktemp("out")
+    result = neocc("compile", GPT, "--preset", "tiny", "--mesh", "2x2", "--no-compare",
+                   "--layout", "batch:x,mlp:y", "--emit", "plan", str(out))  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return out / "plan.json"
+
+
+@pytest.fixture
+def plan(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NEOCC_DUMP", raising=False)
+    (tmp_path / "plan.json").write_text(first.read_text())
+    return Path("plan.json")
+
+
+def changed(plan: Path, **changes: Any) -> str:
+    data = json.loads(plan.read_text())
+    for key, value in changes.items():
+        data[key] = {**data[key], **value} if isinstance(value, dict) else value
+    plan.write_text(json.dumps(data))
+    return str(plan)
+
+
+def test_a_plan_is_costed_again_without_naming_its_model(plan: Path):
+    result = neocc("compile", "--plan", str(plan), "--no-compare", "--json")
+    assert result.exit_code == 0, result.output
+    report, written = json.loads(result.stdout), json.loads(plan.read_text())
+    for name in ("step", "compute", "exposed", "hidden", "mfu", "peak_memory"):
+        assert report["plan"][name] == written["predicted"][name]
+    # The line is told from where the command runs.
+    now, then = report["plan"]["collectives"], written["report"]["collectives"]
+    assert [{**c, "line": None} for c in now] == [{**c, "line": None} for c in then]
+    assert report["plan"]["given"] and report["notes"] == []
+    assert "nothing is proved" in report["plan"]["certificate"]["verdict"]
+
+
+def test_a_plan_that_is_emitted_again_is_the_same_file(plan: Path):
+    result = neocc("compile", "--plan", str(plan), "--no-compare", "--emit", "plan", "again")
+    assert result.exit_code == 0, result.output
+    before, after = (json.loads(p.read_text()) for p in (plan, Path("again/plan.json")))
+    del before["report"], after["report"]
+    assert after == before
+
+
+def test_a_given_plan_claims_no_optimum_and_shows_its_distance_from_it(plan: Path):
+    result = neocc("compile", "--plan", str(plan))
+    assert result.exit_code == 0, result.output
+    headline = result.stdout.splitlines()[1]
+    assert "as given: nothing is proved of it" in headline and "optimal" not in headline
+    assert "slower than neocc's own plan" in result.stdout.replace("\n", " ")
+    report = json.loads(neocc("compile", "--plan", str(plan), "--json").stdout)
+    assert report["best"]["step"] < report["plan"]["step"]
+    assert report["best"]["verdict"] == "proved optimal"
+
+
+def test_a_changed_plan_is_costed_as_it_says(plan: Path):
+    path = changed(plan, stored={"h0.mlp.fc": "embd:x"})
+    report = json.loads(neocc("compile", "--plan", path, "--no-compare", "--json").stdout)
+    assert report["plan"]["layouts"]["h0.mlp.fc"]["words"] == "embd on x"
+    assert any("edited by hand" in note for note in report["notes"])
+
+
+def test_an_illegal_plan_ends_with_2_and_says_what_and_why(plan: Path):
+    message = refused("compile", "--plan", changed(plan, stored={"h0.mlp.fc": "heads:x"}))
+    assert "plan.json" in message and "'h0.mlp.fc'" in message and "'heads'" in message
+
+
+def test_plans_for_something_else_are_told(plan: Path):
+    path = str(plan)
+    assert "not for x:4" in refused("compile", "--plan", path, "--mesh", "4")
+    assert "not for h100" in refused("compile", "--plan", path, "--target", "h100")
+    message = refused("compile", GPT, "--preset", "gpt2-small", "--plan", path)
+    assert "another model" in message and "64 there and 50257 here" in message
+    assert "batch is 4 there and 8 here" in refused("compile", "--plan", path, "--batch", "8")
+    assert "not both" in refused("compile", "--plan", path, "--layout", "batch:x")
+    assert "name the model" in refused("compile", "--plan", path, "--preset", "tiny")
+
+
+def test_a_plan_whose_model_is_gone_says_which(plan: Path):
+    path = changed(plan, model={"file": "lost.py"})
+    message = refused("compile", "--plan", path)
+    assert "the model of plan.json" in message and "lost.py" in message
+    assert neocc("compile", GPT, "--preset", "tiny", "--plan", path, "--no-compare").exit_code == 0
+
+
+def test_a_model_may_lie_beside_its_plan(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "mine.py").write_text(Path(GPT).read_text())
+    path = changed(plan, model={"file": "mine.py"})
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    result = neocc("compile", "--plan", str(tmp_path / path), "--no-compare")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_config_and_the_batch_of_a_model_come_back(plan: Path):
+    neo = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_vocab": 64, "n_ctx": 16}
+    Path("small.json").write_text(json.dumps(neo))
+    made = neocc("compile", GPT, "--config", "small.json", "--batch", "8", "--mesh", "2",
+                 "--no-compare", "--emit", "plan", "out")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    source = json.loads(Path("out/plan.json").read_text())["model"]
+    assert source["config"] == "small.json" and source["fields"] == {"batch": 8}
+    back = neocc("compile", "--plan", "out/plan.json", "--no-compare", "--json")
+    assert json.loads(back.stdout)["notes"] == []
+
+
+def test_memory_that_a_given_plan_does_not_fit(plan: Path):
+    result = neocc("compile", "--plan", str(plan), "--memory", "100KiB", "--no-compare")
+    assert result.exit_code == 1
+    assert "does not fit" in result.stdout and "without --plan" in result.stdout
+
+
+def test_no_model_and_no_plan():
+    assert "say which MODEL" in refused("compile", "--mesh", "2x2")
