@@ -169,7 +169,8 @@ def times(c: Compilation) -> Group:
         return titled("Time of a step", body)
     body.append(
         f"  {verdict(plan)}: bound {seconds_text(s.bound)}, gap {gap_text(s.gap)}, "
-        f"{len(s.columns):,} columns, {s.rows:,} rows, {s.seconds:.1f} s of HiGHS\n"
+        f"{s.left.columns:,} of {s.whole.columns:,} columns (the others are proved to cost more), "
+        f"{s.seconds:.1f} s to solve\n"
     )
     body.append(f"  cost model: {MODEL}\n  search space: {SPACE}", "dim")
     return titled("Time of a step", body)

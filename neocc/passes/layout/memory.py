@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from neocc.ir.mesh import Layout
 from neocc.ir.ops import ELEMENTWISE
 from neocc.ir.program import Op, Region, Value
+from neocc.passes.layout.objective import Limit
 from neocc.passes.layout.problem import Choice, End, Flow, Problem
-from neocc.passes.layout.solve import Limit, Solution, flow_moves
+from neocc.passes.layout.solve import Solution
 
 FUSED = ELEMENTWISE | {"iota", "constant", "rename", "split", "merge", "shift", "pad", "slice"}
 ROLES = {"parameter": "parameters", "state": "optimizer state", "data": "data"}
@@ -184,6 +185,7 @@ def limit(problem: Problem, point: Point, available: float) -> Limit:
             for i, layout in enumerate(live.source.layouts):
                 held[i] += type.local_bytes(mesh, layout)
         else:
-            targets = {m.target for m in flow_moves(problem, live.copies)}
+            graph = problem.reshards_of(live.copies)
+            targets = {m.target for m in graph.moves}
             moves[live.copies] = {t: float(type.local_bytes(mesh, t)) for t in targets}
     return Limit(point.name, available, options, moves)

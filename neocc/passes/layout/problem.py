@@ -32,6 +32,7 @@ from neocc.passes.layout.algebra import (
     strategies,
 )
 from neocc.passes.layout.cluster import Cluster, clusters
+from neocc.passes.layout.reshards import Reshards, reshards
 
 FOLLOWERS = ("rename", "cast", "detach")  # ops that may take their operand's layout for free
 
@@ -83,6 +84,10 @@ class Flow:
     trips: int
     hideable: bool
 
+    @property
+    def sources(self) -> tuple[End, ...]:
+        return (self.source,)
+
 
 @dataclass(eq=False)
 class Problem:
@@ -107,6 +112,26 @@ class Problem:
     def uncut(self) -> frozenset[str]:
         """Dims of repeats, which no axis cuts."""
         return frozenset(op.attrs["dim"].name for op in self.program.body.walk() if op.regions)
+
+    @cached_property
+    def reshards(self) -> dict[tuple[object, ...], Reshards]:
+        """The moves of every type that flows, by its dims and the size of an item."""
+        flows: dict[tuple[object, ...], list[Flow]] = defaultdict(list)
+        for flow in self.flows:
+            flows[(*flow.value.type.dims, flow.value.type.itemsize)].append(flow)
+        found = {}
+        for key, alike in flows.items():
+            type = alike[0].value.type
+            ends = [end for flow in alike for end in (*flow.sources, *flow.sinks)]
+            found[key] = reshards(
+                (lay for end in ends for lay in end.layouts if lay is not None),
+                lambda layout, type=type: self.moves_from(layout, type),
+                lambda move, type=type: self.move_seconds(move, type),
+            )
+        return found
+
+    def reshards_of(self, flow: Flow) -> Reshards:
+        return self.reshards[(*flow.value.type.dims, flow.value.type.itemsize)]
 
     def moves_from(self, layout: Layout, type: TensorType) -> list[Move]:
         graph = self.graphs.setdefault((*type.dims,), {})

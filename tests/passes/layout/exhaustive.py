@@ -18,8 +18,8 @@ from neocc.cost.model import CostModel
 from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.program import Program, Region
 from neocc.passes.layout.algebra import Move
+from neocc.passes.layout.objective import TIE, ugliness
 from neocc.passes.layout.problem import Choice, Flow, Problem, Rules, build
-from neocc.passes.layout.solve import TIE, ugliness
 
 
 @cache

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
+from neocc.passes.layout.objective import TIE, ugliness
 from neocc.passes.layout.problem import Problem, Rules
-from neocc.passes.layout.solve import TIE, Solution, solve, ugliness
+from neocc.passes.layout.solve import Solution, solve
 from neocc.passes.partition import apply
 from neocc.passes.plan import list_collectives, timeline
 from neocc.passes.simplify import simplify

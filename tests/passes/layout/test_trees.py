@@ -12,8 +12,11 @@ from neocc.ir.mesh import Layout, Mesh, Partial
 from neocc.ir.program import Input, Program, Region, Value
 from neocc.ir.types import Dim, TensorType
 from neocc.passes.layout.algebra import layouts
+from neocc.passes.layout.formulate import formulate
+from neocc.passes.layout.objective import TIE
 from neocc.passes.layout.problem import Choice, End, Flow, Problem
-from neocc.passes.layout.solve import TIE, formulate, solve
+from neocc.passes.layout.prune import everything
+from neocc.passes.layout.solve import solve
 from tests.passes.layout.exhaustive import slow_chip, steiner
 
 SUM = Partial("sum")
@@ -55,7 +58,7 @@ def assert_cheapest_tree(problem: Problem) -> None:
 
 
 def moves_of(problem: Problem, flow: Flow):
-    return formulate(problem, (), None).arcs[flow].moves
+    return formulate(problem, (), None, everything(problem)).arcs[flow].moves
 
 
 def test_a_mixture_of_trees_is_not_taken_for_a_tree() -> None:
@@ -67,7 +70,7 @@ def test_a_mixture_of_trees_is_not_taken_for_a_tree() -> None:
     mesh = Mesh.parse("2x3x3")
     problem = flow_problem(type, mesh, slow_chip(), source, wanted)
     assert_cheapest_tree(problem)
-    relaxed = formulate(problem, (), None)
+    relaxed = formulate(problem, (), None, everything(problem))
     solver = relaxed.model.highs(10.0)
     solver.run()
     assert relaxed.split(solver.getSolution().col_value) == set(problem.flows)

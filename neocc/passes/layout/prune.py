@@ -1,0 +1,109 @@
+"""Which options and moves are left, once it is proved what the rest would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from neocc.passes.layout.bound import Relaxation, Use, Way
+from neocc.passes.layout.problem import Choice, Flow, Problem
+
+BLOCK = 1 << 21  # table entries compared at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """``options``: indices of each choice's options that are left. ``moves``: per flow and sink,
+    indices (in the flow's graph) of moves that are left."""
+
+    options: dict[Choice, np.ndarray]
+    moves: dict[Flow, list[np.ndarray]]
+
+    @property
+    def option_count(self) -> int:
+        return sum(map(len, self.options.values()))
+
+    @property
+    def columns(self) -> int:
+        """Columns of the program: options, moves of each sink, and moves that sinks share."""
+        total = self.option_count
+        for by_sink in self.moves.values():
+            total += sum(map(len, by_sink))
+            if len(by_sink) > 1:
+                total += len(np.unique(np.concatenate(by_sink)))
+        return total
+
+
+def everything(problem: Problem) -> Kept:
+    """All options, and all moves on a way from what a source may make to what a sink may want."""
+    options = {c: np.arange(len(c.options)) for c in problem.choices}
+    moves = {}
+    for flow in problem.flows:
+        graph = problem.reshards_of(flow)
+        near = graph.reach(np.concatenate([graph.numbers(s.layouts) for s in flow.sources]))
+        useful = graph.lead(np.concatenate([graph.numbers(s.layouts) for s in flow.sinks]))
+        found = np.flatnonzero(near[graph.source] & useful[graph.target])
+        moves[flow] = [found] * len(flow.sinks)
+    return Kept(options, moves)
+
+
+def keep(relaxation: Relaxation, slack: float, margin: float) -> Kept:
+    """What is left when everything goes that adds more than ``slack`` to the bound. ``margin``:
+    what rounding may add, all in microseconds."""
+    problem = relaxation.problem
+    options = {
+        c: np.flatnonzero(relaxation.slack[i] <= slack) for c, i in relaxation.number.items()
+    }
+    moves: dict[Flow, list[np.ndarray]] = {
+        f: [np.zeros(0, np.intp)] * len(f.sinks) for f in problem.flows
+    }
+    limited = {flow for limit in relaxation.limits for flow in limit.moves}
+    for use, starts, ends, adds in pairs(relaxation):
+        flow = use.flow
+        fine = (adds <= slack) & (starts >= 0) & (ends >= 0)
+        starts, ends, spare = starts[fine], ends[fine], slack - adds[fine]
+        if len(flow.sinks) == 1 and not flow.hideable and flow not in limited:
+            spare[:] = 0.0  # alone on its way, it takes a cheapest one
+        way = relaxation.ways[flow]
+        spare = spare / relaxation.shares[flow][use.sink]
+        found = on_the_way(way, starts, ends, spare + margin)
+        moves[flow][use.sink] = np.flatnonzero(found)
+    return Kept(options, moves)
+
+
+def pairs(relaxation: Relaxation) -> Iterator[tuple[Use, np.ndarray, np.ndarray, np.ndarray]]:
+    """Per use: every start and end that an option, or a pair, means, and what it adds."""
+    slack = relaxation.slack
+    for node, x, y, use in relaxation.folded:
+        yield use, use.starts[x], use.ends[y], slack[node]
+    for edge in relaxation.edges:
+        adds = np.maximum(edge.pairs, edge.a_fold(slack[edge.a])[:, None])
+        adds = np.maximum(adds, edge.b_fold(slack[edge.b])[None, :])
+        for term, rows, columns in edge.terms:
+            if (use := term.use) is None:
+                continue
+            if term.turned:
+                starts, ends = use.starts[columns][None, :], use.ends[rows][:, None]
+            else:
+                starts, ends = use.starts[rows][:, None], use.ends[columns][None, :]
+            starts, ends = np.broadcast_arrays(starts, ends)
+            yield use, starts.ravel(), ends.ravel(), adds.ravel()
+
+
+def on_the_way(way: Way, starts: np.ndarray, ends: np.ndarray, spare: np.ndarray) -> np.ndarray:
+    """Moves on a path from a start to its end that costs at most ``spare`` over the cheapest."""
+    graph = way.graph
+    found = np.zeros(len(graph.moves), bool)
+    if not len(graph.moves):
+        return found
+    # Of equal pairs, the one with the most to spare.
+    keys = starts * len(graph.index) + ends
+    order = np.lexsort((-spare, keys))
+    first = order[np.r_[True, np.diff(keys[order]) > 0]] if len(order) else order
+    for some in np.array_split(first, max(1, len(first) * len(graph.moves) // BLOCK)):
+        s, e = starts[some], ends[some]
+        through = way.far[s][:, graph.source] + way.weights + way.far[:, e][graph.target].T
+        found |= (through <= (way.far[s, e] + spare[some])[:, None]).any(axis=0)
+    return found
