@@ -83,6 +83,9 @@ class Model:
         solver = Quiet()
         solver.setOptionValue("mip_rel_gap", 0.0)
         solver.setOptionValue("mip_abs_gap", 1e-3)
+        for kind in ("mip", "primal"):
+            # An option taken to 1 - 1e-6 would be cheaper by as much of all that there is.
+            solver.setOptionValue(f"{kind}_feasibility_tolerance", 1e-9)
         for search in ("rins", "rens", "root_reduced_cost"):
             # Sub-MIPs take far longer than the tree that they are to spare.
             solver.setOptionValue(f"mip_heuristic_run_{search}", False)
