@@ -60,8 +60,8 @@ class Solution:
     columns: np.ndarray
     rows: int
     nodes: int
-    whole: Size
-    left: Size
+    whole: Size = Size(0, 0)
+    left: Size = Size(0, 0)
 
     @property
     def gap(self) -> float:
