@@ -10,7 +10,17 @@ import math
 from dataclasses import dataclass, replace
 
 from neocc.frontends import gptneo
-from neocc.ir.builder import Graph, Tensor, einsum, gather, iota, random, repeat, select
+from neocc.ir.builder import (
+    Graph,
+    Tensor,
+    einsum,
+    fused_attention,
+    gather,
+    iota,
+    random,
+    repeat,
+    select,
+)
 from neocc.ir.errors import NeoccError
 from neocc.ir.program import Program
 from neocc.ir.types import Dim
@@ -19,6 +29,7 @@ from neocc.optim import Moments, adam, clip_scale, global_norm, learning_rate, m
 from neocc.passes.autodiff import gradients
 
 ATTENTION = ("global", "local", "none")
+KERNELS = ("fused", "unfused")
 WTE_SALT, WPE_SALT, ATTN_SALT, RES_SALT, MLP_SALT = range(1000, 1005)  # one per dropout
 Pattern = tuple[str, ...]  # attention types of consecutive layers
 
@@ -45,6 +56,9 @@ class Config:
     dtype: str = "bf16"  # of matrix products and the residual stream
     param_dtype: str = "f32"  # of parameters, state, softmax, norms and the loss
     recompute: bool = False
+    # fused: scores are never held whole, nor all computed. unfused: einsum, softmax, einsum, which
+    # dropout of attention weights needs and then gets, whatever is said here.
+    attention_kernel: str = "fused"
     # Initial values are normal. GPT-2: std 0.02, what writes to the residual stream scaled by
     # 1 / sqrt(2 layers). GPT-Neo: attention by its fan-in, mlp.proj scaled by 1 / sqrt(layers).
     neo_init: bool = False
@@ -85,6 +99,11 @@ class Config:
         for kind in (t for _, _, types in found for t in types):
             if kind not in ATTENTION:
                 raise NeoccError(f"{self.name}: attention {kind!r}; one of {', '.join(ATTENTION)}")
+        if self.attention_kernel not in KERNELS:
+            known = ", ".join(KERNELS)
+            raise NeoccError(
+                f"{self.name}: attention_kernel {self.attention_kernel!r}; one of {known}"
+            )
         if first != self.layers:
             raise NeoccError(f"{self.name}: attention of {first} layers for {self.layers} layers")
         return found
@@ -158,16 +177,19 @@ def attention(c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | Non
     q = einsum(x, w["q"], "batch seq heads head_dim")
     k = einsum(x, w["k"], "batch seq heads head_dim").rename(seq="memory")
     v = einsum(x, w["v"], "batch seq heads head_dim").rename(seq="memory")
-    scores = einsum(q, k, "batch heads seq memory", dtype=c.param_dtype)
-    if c.scale_scores:
-        scores = scores * head_dim.size**-0.5
-    i, j = iota(x, seq), iota(x, memory)
-    seen = j <= i
-    if kind == "local":
-        seen = seen & (i < j + c.window)
-    p = softmax(select(seen, scores, -1e10), memory)
-    p = dropout(p, c.attn_dropout, seed, ATTN_SALT).cast(c.dtype)
-    mixed = einsum(p, v, "batch seq heads head_dim")
+    scale = head_dim.size**-0.5 if c.scale_scores else 1.0
+    window = c.window if kind == "local" else None
+    if c.attention_kernel == "fused" and (seed is None or not c.attn_dropout):
+        mixed, _ = fused_attention(q, k, v, seq, memory, head_dim, True, window, scale)
+    else:
+        scores = einsum(q, k, "batch heads seq memory", dtype=c.param_dtype) * scale
+        i, j = iota(x, seq), iota(x, memory)
+        seen = j <= i
+        if window is not None:
+            seen = seen & (i < j + window)
+        p = softmax(select(seen, scores, -1e10), memory)
+        p = dropout(p, c.attn_dropout, seed, ATTN_SALT).cast(c.dtype)
+        mixed = einsum(p, v, "batch seq heads head_dim")
     return einsum(mixed, w["o"], "batch seq embd") + w["b"]
 
 

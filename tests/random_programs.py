@@ -486,6 +486,47 @@ def cast(m: Maker) -> Item | None:
     return m.add((x.tensor.cast("i32") < 3).cast(m.dtype), 1.0, True)
 
 
+def attention(m: Maker) -> Item | None:
+    """Fused attention of a float value: any two of its dims are queries and head_dim, any of the
+    others are shared with the keys. Or its gradient, on any operands that fit."""
+    q = m.real(lambda i: len(i.type.dims) > 1)
+    if len(q.type.dims) < 2:
+        return None
+    seq, head_dim, *rest = m.draw(st.permutations(q.type.dims))
+    free = [d for d in m.dims if not q.has(d)]
+    memory = m.pick([*free, None]) or m.new_dim(m.draw(st.integers(1, 5)))
+    dims = [memory, head_dim, *rest[: m.draw(st.integers(0, len(rest)))]]
+    if math.prod(d.size for d in {*q.type.dims, *dims}) > WORK or len(fitting(dims)) < len(dims):
+        return None
+
+    def keys() -> Item:
+        same = m.item(lambda i: i.type.dtype == m.dtype and set(i.type.dims) == set(dims))
+        return same or m.input(m.draw(st.permutations(dims)))
+
+    k, v = keys(), keys()
+    causal, window = m.draw(st.booleans()), m.pick((None, 1, 2, 5))
+    scale = 4.0 / (q.bound * k.bound * max(1, head_dim.size))
+    out, lse = b.fused_attention(
+        q.tensor, k.tensor, v.tensor, seq, memory, head_dim, causal, window, scale
+    )
+    if not m.smooth and m.draw(st.booleans()):
+        dout = m.real(lambda i: set(i.type.dims) == set(q.type.dims))
+        if set(dout.type.dims) != set(q.type.dims):
+            dout = q
+        operands = [i.tensor for i in (q, k, v)] + [out, lse, dout.tensor]
+        attrs = out.block.ops[-1].attrs
+        grads = b.innermost(operands).emit_all("attention_grad", operands, **attrs)
+        spread = 2 * head_dim.size * dout.bound * v.bound * scale
+        queries = math.prod(d.size for d in q.type.dims if d != head_dim)
+        bounds = (spread * k.bound, spread * q.bound * queries, dout.bound * queries)
+        for grad, bound in zip(grads, bounds, strict=True):
+            m.add(grad, bound)
+    each_sees_one = memory.size > 0 and (window is None or memory.size + window > seq.size)
+    if each_sees_one and not m.smooth:
+        m.add(lse, 4.0 + math.log(memory.size))
+    return m.add(out, v.bound)
+
+
 def repeat(m: Maker) -> Item | None:
     """A repeat with carried, stacked and captured values, and with stacked results."""
     if m.block.depth > 1:
@@ -565,6 +606,7 @@ FAMILIES: dict[str, Callable[[Maker], Item | None]] = {
     "cumsum": cumsum,
     "random": random,
     "cast": cast,
+    "attention": attention,
     "repeat": repeat,
 }
 

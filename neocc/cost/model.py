@@ -7,12 +7,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from neocc.cost.attention import (
+    PORTABLE,
+    AttentionForm,
+    attention_flops,
+    attention_seconds,
+    unfused_flops,
+)
 from neocc.cost.collectives import collective_time
 from neocc.cost.hardware import Chip, HardwareError
 from neocc.cost.roofline import elementwise_time, matmul_time
 from neocc.cost.topology import AxisLink, Topology
 from neocc.cost.topology import topology as default_topology
 from neocc.ir.mesh import Mesh
+from neocc.ir.ops import ATTENTION
 from neocc.ir.program import Op, Value
 from neocc.ir.types import Dim
 
@@ -32,6 +40,7 @@ class CostModel:
     mesh: Mesh
     topology: Topology
     overlap: float = 0.9  # share of a hideable transfer that can run behind compute; assumed
+    attention: AttentionForm = PORTABLE
 
     @staticmethod
     def of(chip: Chip, mesh: Mesh, topology: Topology | None = None) -> CostModel:
@@ -59,6 +68,8 @@ class CostModel:
         if op.kind == "einsum":
             batch, m, n, k = matmul_sizes(op, parts)
             return matmul_time(self.chip, batch, m, n, k, op.operands[0].type.dtype)
+        if op.kind in ATTENTION:
+            return attention_seconds(self.chip, op, parts, self.attention)
         if op.kind in ("constant", "iota", "rename", "split", "broadcast"):
             return 0.0  # fused into what reads them
         if op.kind == "gather":
@@ -82,6 +93,20 @@ class CostModel:
         if kind == "slice":
             return elementwise_time(self.chip, 2 * target_bytes)
         return collective_time(kind, full_bytes, self.links[axis])
+
+
+def product_flops(op: Op, parts: Parts) -> int:
+    """FLOPs of the matrix products of one run of an op on one device, 2 a multiply-add; an op
+    that has none has 0."""
+    if op.kind == "einsum":
+        return einsum_flops(op, parts)
+    return attention_flops(op, parts) if op.kind in ATTENTION else 0
+
+
+def formula_flops(op: Op) -> int:
+    """FLOPs of a whole op as a model's formula has them: of fused attention those of the form that
+    is not fused (``cost.attention.unfused_flops``)."""
+    return unfused_flops(op) if op.kind in ATTENTION else product_flops(op, lambda dim: 1)
 
 
 def matmul_sizes(op: Op, parts: Parts) -> tuple[int, int, int, int]:

@@ -72,7 +72,12 @@ class Block:
         return self.captured[outer]
 
     def emit(self, kind: str, operands: Sequence[Tensor], **attrs: Any) -> Tensor:
-        """Appends an op and returns its (only) result.
+        """Appends an op and returns its (only) result: see ``emit_all``."""
+        (result,) = self.emit_all(kind, operands, **attrs)
+        return result
+
+    def emit_all(self, kind: str, operands: Sequence[Tensor], **attrs: Any) -> list[Tensor]:
+        """Appends an op and returns its results.
 
         Raises:
             IRError: the op's type rule is broken; the error bears the user's line.
@@ -80,12 +85,12 @@ class Block:
         loc = self.loc or caller()
         values = tuple(self.use(t) for t in operands)
         try:
-            (type,) = OPS[kind].infer(tuple(v.type for v in values), attrs)
+            types = OPS[kind].infer(tuple(v.type for v in values), attrs)
         except IRError as error:
             raise IRError(error.message, loc) from None
-        result = Value(type)
-        self.ops.append(Op(kind, values, (result,), attrs, loc=loc))
-        return Tensor(self, result)
+        results = [Value(t) for t in types]
+        self.ops.append(Op(kind, values, results, attrs, loc=loc))
+        return [Tensor(self, v) for v in results]
 
 
 def innermost(tensors: Sequence[Tensor]) -> Block:
@@ -313,6 +318,36 @@ def random(
 ) -> Tensor:
     """Uniform on [0, 1) or standard normal; the same for one seed and salt on every layout."""
     return emit("random", seed, dims=tuple(dims), salt=salt, distribution=distribution, dtype=dtype)
+
+
+def fused_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seq: str | Dim,
+    memory: str | Dim,
+    head_dim: str | Dim,
+    causal: bool = False,
+    window: int | None = None,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Softmax of ``scale`` q k over ``memory``, times v, without holding the scores.
+
+    q[..., seq, head_dim], k and v[..., memory, head_dim], their other dims by name; a dim of q
+    that k and v lack shares their keys (grouped queries). Query i sees keys j <= i if ``causal``,
+    and only those with abs(i - j) < window if there is one; a query that sees none gets zeros.
+
+    Returns:
+        The output, of q's type, and the log of each query's sum of exp(scores), which carries no
+        gradient.
+    """
+    named = {"seq": seq, "memory": memory, "head_dim": head_dim}
+    attrs: dict[str, Any] = {n: d if isinstance(d, str) else d.name for n, d in named.items()}
+    attrs |= {"causal": causal, "scale": scale}
+    if window is not None:
+        attrs["window"] = window
+    out, lse = innermost((q, k, v)).emit_all("attention", (q, k, v), **attrs)
+    return out, lse
 
 
 Tree = Any  # a Tensor, or a dict, list or tuple of trees

@@ -18,6 +18,7 @@ from neocc.ir.builder import Block, Graph, Tensor, close_repeat, cos, log, selec
 from neocc.ir.builder import gather as gather_rows
 from neocc.ir.builder import scatter_add as add_rows
 from neocc.ir.errors import IRError
+from neocc.ir.ops import ATTENTION
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.types import Dim, TensorType
 
@@ -88,6 +89,9 @@ def reverse(
         with block.at(op.loc):
             if op.kind == "repeat":
                 grads = reverse_repeat(block, op, wanted, cotangents)
+            elif op.kind in JOINT:
+                grads = JOINT[op.kind](block, op, [cotangents.get(r) for r in op.results])
+                grads = [g if w else None for g, w in zip(grads, wanted, strict=True)]
             else:
                 grads = operand_gradients(block, op, wanted, cotangents[op.result])
             for v, g in zip(op.operands, grads, strict=True):
@@ -133,7 +137,8 @@ def zeros(block: Block, type: TensorType) -> Tensor:
 
 def passes(op: Op) -> Iterable[int]:
     """Operands that the result depends on differentiably. Not for a repeat."""
-    if op.kind not in RULES or not op.result.type.is_float:
+    known = op.kind in RULES or op.kind in JOINT
+    if not known or not any(r.type.is_float for r in op.results):
         return ()
     return [i for i, v in enumerate(op.operands) if v.type.is_float]
 
@@ -189,7 +194,7 @@ def repeat_flow(op: Op, outside: set[Value], forward: bool) -> set[Value]:
 
 def keep_products(op: Op) -> bool:
     """Matrix products and embeddings cost much to compute again and little to keep."""
-    return op.kind in ("einsum", "gather")
+    return op.kind in ("einsum", "gather", "attention")
 
 
 def keep_nothing(op: Op) -> bool:
@@ -333,7 +338,8 @@ def clone(op: Op, env: dict[Value, Value]) -> Op:
         regions.append(Region(args, ops, tuple(inside[v] for v in r.outputs)))
     results = [Value(r.type, r.name) for r in op.results]
     env.update(zip(op.results, results, strict=True))
-    attrs = {**op.attrs, "recomputed": True} if op.kind == "einsum" else op.attrs
+    products = op.kind == "einsum" or op.kind in ATTENTION
+    attrs = {**op.attrs, "recomputed": True} if products else op.attrs
     return Op(op.kind, operands, results, attrs, regions, op.loc)
 
 
@@ -384,6 +390,23 @@ def pow_exponent(op: Op, g: Tensor, x: list[Tensor], y: Tensor) -> Tensor:
     return g * (y * select(zero, 0.0, log(select(zero, 1.0, x[0]))))
 
 
+def attention_gradients(
+    block: Block, op: Op, grads: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    dout, dlse = grads
+    if dlse is not None or dout is None:
+        raise IRError("the loss depends on attention's lse, which has no gradient; detach it")
+    known = [Tensor(block, v) for v in (*op.operands, *op.results)]
+    attrs = {k: v for k, v in op.attrs.items() if k != "recomputed"}
+    return [*block.emit_all("attention_grad", [*known, dout], **attrs)]
+
+
+def no_second_derivative(
+    block: Block, op: Op, grads: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    raise IRError("fused attention has no second derivative; write it with einsum and softmax")
+
+
 def concat_rules(op: Op) -> tuple[Rule, ...]:
     to = op.attrs["to"].name
     rules, start = [], 0
@@ -402,6 +425,11 @@ def same(op: Op, g: Tensor, x: list[Tensor], y: Tensor) -> Tensor:
     return g
 
 
+# Rules of ops whose operands' gradients are made together, from those of all results.
+JOINT: dict[str, Callable[[Block, Op, Sequence[Tensor | None]], list[Tensor | None]]] = {
+    "attention": attention_gradients,
+    "attention_grad": no_second_derivative,
+}
 RULES: dict[str, tuple[Rule, ...] | Callable[[Op], tuple[Rule, ...]]] = {
     "add": (same, same),
     "sub": (same, lambda op, g, x, y: -g),

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from neocc.ir.errors import IRError, Loc
-from neocc.ir.ops import COLLECTIVES, ELEMENTWISE, OPS
+from neocc.ir.ops import ATTENTION, COLLECTIVES, ELEMENTWISE, OPS
+from neocc.ir.ops.attention import roles
 from neocc.ir.ops.contraction import identity
 from neocc.ir.ops.pointwise import BINARY, TERNARY, UNARY
 from neocc.ir.program import Op, Program, Region, Value
@@ -183,11 +184,17 @@ class Emitter:
         self.made: dict[Any, Value] = {}
 
     def emit(self, kind: str, operands: Sequence[Value], fill: Fill, **attrs: Any) -> Value:
-        (type,) = OPS[kind].infer(tuple(v.type for v in operands), attrs)
-        value = Value(type)
-        self.ops.append(Op(kind, operands, (value,), attrs, loc=self.loc))
-        self.fills[value] = fill
+        (value,) = self.emit_all(kind, operands, fill, **attrs)
         return value
+
+    def emit_all(
+        self, kind: str, operands: Sequence[Value], fill: Fill, **attrs: Any
+    ) -> list[Value]:
+        """An op of several results; ``fill`` is known of each."""
+        values = [Value(t) for t in OPS[kind].infer(tuple(v.type for v in operands), attrs)]
+        self.ops.append(Op(kind, operands, values, attrs, loc=self.loc))
+        self.fills.update(dict.fromkeys(values, fill))
+        return values
 
     def once(self, key: Any, make: Callable[[], Value]) -> Value:
         if key not in self.made:
@@ -261,14 +268,14 @@ class Padder:
             if op.kind == "repeat":
                 made = self.repeat(op, operands, out)
             else:
-                made = [self.rewrite(op, operands, out)]
+                made = self.rewrite(op, operands, out)
             for old, new in zip(op.results, made, strict=True):
                 new.name = new.name or old.name
                 env[old] = new
         out.loc = None
         return env
 
-    def rewrite(self, op: Op, operands: list[Value], out: Emitter) -> Value:
+    def rewrite(self, op: Op, operands: list[Value], out: Emitter) -> list[Value]:
         touched = {n for v in (*op.operands, *op.results) for n in v.type.names}
         attrs = {k: self.grown(v) for k, v in op.attrs.items()}
         fill = Fill()
@@ -281,7 +288,9 @@ class Padder:
             rule = RULES.get(op.kind, elementwise if op.kind in ELEMENTWISE else None)
             if rule is not None:
                 operands, fill = rule(op, operands, out)
-        return out.emit(op.kind, operands, fill, **attrs)
+        if op.kind in ATTENTION and op.attrs["memory"] in self.paddings:
+            attrs.setdefault("length", op.operands[1].type.dim(op.attrs["memory"]).size)
+        return out.emit_all(op.kind, operands, fill, **attrs)
 
     def repeat(self, op: Op, operands: list[Value], out: Emitter) -> tuple[Value, ...]:
         """What is known of a carried value's padding holds in every step: start from what is
@@ -354,6 +363,14 @@ def einsum(op: Op, operands: list[Value], out: Emitter) -> tuple[list[Value], Fi
         return DTYPES[op.result.type.dtype].type(0) if p == 0 or q == 0 else None
 
     return masked, per_dim(op, out, known)
+
+
+def attention(op: Op, operands: list[Value], out: Emitter) -> tuple[list[Value], Fill]:
+    """Zeros along every dim that the op sums over, since zero times NaN would be NaN: head_dim,
+    the keys (whose scores the op masks too), and the queries where gradients of keys sum them."""
+    r = roles(op)
+    summed = (r.memory, r.head_dim, *((r.seq, *r.group) if op.kind == "attention_grad" else ()))
+    return [out.masked(v, [n for n in v.type.names if n in summed], 0) for v in operands], Fill()
 
 
 def reduce(op: Op, operands: list[Value], out: Emitter) -> tuple[list[Value], Fill]:
@@ -504,6 +521,8 @@ def pad(op: Op, operands: list[Value], out: Emitter) -> tuple[list[Value], Fill]
 
 
 RULES: dict[str, Rule] = {
+    "attention": attention,
+    "attention_grad": attention,
     "einsum": einsum,
     "reduce": reduce,
     "rename": rename,

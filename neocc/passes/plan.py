@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from neocc.cost.hardware import Chip
-from neocc.cost.model import CostModel, einsum_flops
+from neocc.cost.model import CostModel, formula_flops, product_flops
 from neocc.cost.topology import Topology
 from neocc.ir.errors import Loc
 from neocc.ir.mesh import Mesh
@@ -355,20 +355,21 @@ def local_flops(region: Region, mesh: Mesh) -> int:
     """FLOPs of the matrix products that one device runs in a step."""
     total = 0
     for op in region.ops:
-        if op.kind == "einsum":
-            strategy: Strategy = op.attrs["strategy"]
-            total += einsum_flops(op, lambda dim, s=strategy: s.parts(dim, mesh))
-        elif op.kind == "repeat":
+        if op.kind == "repeat":
             total += op.attrs["dim"].size * local_flops(op.regions[0], mesh)
+        elif op.kind not in COLLECTIVES:
+            strategy: Strategy = op.attrs["strategy"]
+            total += product_flops(op, lambda dim, s=strategy: s.parts(dim, mesh))
     return total
 
 
 def model_flops(region: Region) -> int:
-    """FLOPs of a program's matrix products that are not recomputation, on all devices."""
+    """FLOPs of a program's matrix products that are not recomputation, on all devices; of fused
+    attention those of the form that is not fused, with every score (``formula_flops``)."""
     total = 0
     for op in region.ops:
-        if op.kind == "einsum" and not op.attrs.get("recomputed"):
-            total += einsum_flops(op, lambda dim: 1)
-        elif op.kind == "repeat":
+        if op.kind == "repeat":
             total += op.attrs["dim"].size * model_flops(op.regions[0])
+        elif not op.attrs.get("recomputed"):
+            total += formula_flops(op)
     return total

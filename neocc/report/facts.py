@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
-from neocc.cost.model import einsum_flops
+from neocc.cost.model import product_flops
 from neocc.ir.mesh import Layout, Mesh, Partial
+from neocc.ir.ops import ATTENTION
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.types import TensorType
 from neocc.passes.plan import Collective, Plan, bodies
@@ -120,9 +121,10 @@ def activations(plan: Plan) -> list[Row]:
             add("residual stream", value.type)
     for body in sorted(forward, key=lambda b: b.carries is None):
         for op in body.region.ops:
-            if op.kind == "einsum":
-                known = (label for dim, label in PRODUCTS.items() if op.result.type.has(dim))
-                add(next(known, f"product at {op.loc}" if op.loc else "product"), op.result.type)
+            if op.kind == "einsum" or op.kind in ATTENTION:
+                made = op.results[0].type
+                known = (label for dim, label in PRODUCTS.items() if made.has(dim))
+                add(next(known, f"product at {op.loc}" if op.loc else "product"), made)
     return list(found.values())
 
 
@@ -252,14 +254,14 @@ def leads_to(value: Value, source: Value, made: Mapping[Value, Op], depth: int =
     )
 
 
-def product_flops(region: Region) -> int:
+def region_flops(region: Region) -> int:
     """FLOPs of every matrix product of a region, run once: recomputation included."""
     total = 0
     for op in region.ops:
-        if op.kind == "einsum":
-            total += einsum_flops(op, lambda dim: 1)
-        elif op.kind == "repeat":
-            total += op.attrs["dim"].size * product_flops(op.regions[0])
+        if op.kind == "repeat":
+            total += op.attrs["dim"].size * region_flops(op.regions[0])
+        else:
+            total += product_flops(op, lambda dim: 1)
     return total
 
 
@@ -278,8 +280,8 @@ def work(program: Program, plan: Plan) -> Work:
     model = plan.model_flops
     if not model:
         return Work(0.0, 0.0, 0.0)
-    whole = product_flops(program.body)
-    padded = product_flops(plan.program.body)
+    whole = region_flops(program.body)
+    padded = region_flops(plan.program.body)
     done = plan.flops * plan.mesh.size
     return Work((whole - model) / model, (padded - whole) / model, (done - padded) / model)
 

@@ -66,11 +66,14 @@ def plain_gradients(c: Config) -> Callable[..., Any]:
     return jax.jit(jax.value_and_grad(lambda w, *data: plain_gpt.loss(c, w, *data)))
 
 
+@pytest.mark.parametrize("kernel", gpt.KERNELS)
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_loss_and_gradients_equal_a_plain_jax_model(x64: None, pattern: str) -> None:
-    c = replace(WIDE, window=3, **PATTERNS[pattern])
+def test_loss_and_gradients_equal_a_plain_jax_model(x64: None, pattern: str, kernel: str) -> None:
+    c = replace(WIDE, window=3, attention_kernel=kernel, **PATTERNS[pattern])
     values, data = parameters(c, start(c)), batch(c)
-    loss, grads = plain_gradients(c)(values, data["tokens"], data["labels"])
+    loss, grads = plain_gradients(replace(c, attention_kernel="fused"))(
+        values, data["tokens"], data["labels"]
+    )
     for recompute in (False, True):
         program = differentiate(gpt.forward(replace(c, recompute=recompute)))
         got = run_numpy(program, values | data)
@@ -112,14 +115,15 @@ def golden(c: Config, file: Any, kind: str) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.parametrize("kernel", gpt.KERNELS)
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
 @pytest.mark.parametrize("name", ["global", "local_r4"])
-def test_reproduces_what_gpt_neo_computed(x64: None, name: str, dtype: str) -> None:
+def test_reproduces_what_gpt_neo_computed(x64: None, name: str, dtype: str, kernel: str) -> None:
     if not GOLDEN.exists():
         pytest.skip("needs GPT-Neo's golden files")
     file = np.load(GOLDEN / f"{name}.npz")
     c = Config(name, 2, 32, 4, vocab=64, seq=16, batch=2, window=4, scale_scores=False)
-    c = replace(c, dtype=dtype, param_dtype=dtype)
+    c = replace(c, dtype=dtype, param_dtype=dtype, attention_kernel=kernel)
     if name == "local_r4":
         c = replace(c, attention=((("global", "local"), 1),))
     wide = {n: x.astype(dtype.replace("f", "float")) for n, x in golden(c, file, "w").items()}
@@ -377,6 +381,16 @@ def test_no_dropout_leaves_no_trace_in_the_program() -> None:
     assert not any(op.kind == "random" for op in gpt.forward(c).body.walk())
 
 
+def test_dropout_of_attention_weights_takes_the_unfused_form_and_no_other_does() -> None:
+    def kinds(**settings: float) -> set[str]:
+        return {op.kind for op in gpt.train_step(replace(TINY, **settings)).body.walk()}
+
+    assert "attention" in kinds() and "attention" in kinds(res_dropout=0.1)
+    assert "attention" not in kinds(attn_dropout=0.1)
+    forward = gpt.forward(replace(TINY, attn_dropout=0.1))
+    assert "attention" in {op.kind for op in forward.body.walk()}
+
+
 # Bad configs
 
 
@@ -387,5 +401,7 @@ def test_config_errors_name_the_config_and_what_is_wrong() -> None:
         gpt.train_step(replace(TINY, attention=((("global",), 3),)))
     with pytest.raises(NeoccError, match="'sideways'; one of global, local, none"):
         gpt.train_step(replace(TINY, attention=((("sideways",), 2),)))
+    with pytest.raises(NeoccError, match="tiny: attention_kernel 'flash'; one of fused, unfused"):
+        gpt.train_step(replace(TINY, attention_kernel="flash"))
     with pytest.raises(NeoccError, match="'cubic'; one of cosine"):
         gpt.train_step(replace(TINY, lr_decay="cubic"))

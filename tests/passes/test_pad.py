@@ -135,7 +135,26 @@ def padded_rows() -> Program:
     return g.build({"total": wide.sum(to), "y": b.dot(x, w, seq)})
 
 
+def grouped_attention() -> Program:
+    """Attention and its gradient where queries of a group share keys."""
+    seq, memory, heads = Dim("seq", 5), Dim("memory", 6), Dim("heads", 2)
+    group, head_dim = Dim("group", 3), Dim("head_dim", 2)
+    g = Graph("grouped_attention")
+    q = g.parameter("q", [seq, heads, group, head_dim], "f64")
+    k = g.parameter("k", [memory, heads, head_dim], "f64")
+    v = g.parameter("v", [heads, memory, head_dim], "f64")
+    dout = g.data("dout", [group, seq, heads, head_dim], "f64")
+    out, lse = b.fused_attention(q, k, v, seq, memory, head_dim, window=4, scale=0.5)
+    attrs = g.ops[-1].attrs
+    dq, dk, dv = g.emit_all("attention_grad", [q, k, v, out, lse, dout], **attrs)
+    return g.build({"out": out, "lse": lse, "q": q - dq, "k": k - dk, "v": v - dv})
+
+
 SAMPLES = [
+    (
+        grouped_attention(),
+        {"seq": 8, "memory": 8, "heads": 4, "group": 4, "head_dim": 4},
+    ),
     (softmax_loss(), {"vocab": 8, "batch": 4}),
     (embedding_step(), {"vocab": 8, "batch": 32}),
     (layers(), {"embd": 8}),
@@ -144,6 +163,7 @@ SAMPLES = [
 
 
 UNMASKED = ("reduce", "einsum", "gather", "scatter_add", "cumsum", "shift", "pad")
+UNMASKED += ("attention", "attention_grad")
 
 
 @pytest.mark.parametrize("kind", UNMASKED)
@@ -275,7 +295,7 @@ def test_nothing_to_pad_gives_the_program_back() -> None:
 
 
 def test_padded_programs_run_under_jax(x64: None) -> None:
-    program, sizes = SAMPLES[1]
+    program, sizes = SAMPLES[2]
     padded, _ = pad_program(program, sizes)
     inputs = inputs_for(program, np.random.default_rng(0))
     expected = run_program(program, inputs)

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from neocc.ir.ops import collective, contraction, control, index, pointwise, random, shape
+from neocc.ir.ops import (
+    attention,
+    collective,
+    contraction,
+    control,
+    index,
+    pointwise,
+    random,
+    shape,
+)
+from neocc.ir.ops.attention import ATTENTION
 from neocc.ir.ops.base import Context, Iter, OpDef, Space
 from neocc.ir.ops.collective import COLLECTIVES
 from neocc.ir.ops.control import repeat_types
@@ -14,11 +24,13 @@ OPS: dict[str, OpDef] = {
     **shape.DEFS,
     **index.DEFS,
     **random.DEFS,
+    **attention.DEFS,
     **control.DEFS,
     **collective.DEFS,
 }
 
 __all__ = [
+    "ATTENTION",
     "COLLECTIVES",
     "ELEMENTWISE",
     "OPS",

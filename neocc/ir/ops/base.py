@@ -18,7 +18,8 @@ PARALLEL, SEQUENTIAL = "parallel", "sequential"  # other kinds: the reductions s
 @dataclass(frozen=True, slots=True)
 class Iter:
     """One dim of an op's iteration space. ``kind``: ``parallel``, ``sequential`` (cannot be
-    cut), or the reduction (``sum``, ``max``, ``min``) that runs along it."""
+    cut), or the reduction (``sum``, ``max``, ``min``) that runs along it, for those results that
+    do not have the dim (of an op with several, others may)."""
 
     name: str
     size: int

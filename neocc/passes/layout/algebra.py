@@ -35,7 +35,10 @@ def strategies(op: Op, mesh: Mesh, uncut: frozenset[str] = frozenset()) -> list[
 
 
 def op_layouts(op: Op, strategy: Strategy) -> tuple[tuple[Layout, ...], tuple[Layout, ...]]:
-    """The layouts that a strategy wants of the operands and makes of the results."""
+    """The layouts that a strategy wants of the operands and makes of the results.
+
+    Of a cut reduction, a result that lacks the dim is partial; one that has it is cut along it.
+    """
     space = OPS[op.kind].space(op)
     kinds = {i.name: i.kind for i in space.iters}
 
@@ -57,7 +60,7 @@ def op_layouts(op: Op, strategy: Strategy) -> tuple[tuple[Layout, ...], tuple[La
         for c in strategy.axes:
             if isinstance(c, Through):
                 axes.append(SUM)
-            elif c is None or kinds[c] == PARALLEL:
+            elif c is None or kinds[c] == PARALLEL or c in space.results[i]:
                 axes.append(c and placed(value.type.names, space.results[i], c))
             else:
                 axes.append(Partial(kinds[c]))

@@ -1,0 +1,262 @@
+"""Fused attention and its gradient: scores are never held whole.
+
+``attention(q, k, v) -> out, lse`` for q[..., seq, head_dim] and k, v[..., memory, head_dim], dims
+by name and in any order. Dims that q shares with k (batch, heads) are batch dims; those that only
+q has, besides ``seq``, are queries that share their keys: grouped queries are q with the dims
+kv_heads and group, where k and v have kv_heads alone. ``lse``: the log of the sum of exp(scores),
+which the gradient needs; minus infinity where a query sees no key (there ``out`` is zero).
+
+``attention_grad(q, k, v, out, lse, dout) -> dq, dk, dv`` makes the scores again from ``lse``
+(Dao et al., "FlashAttention: fast and memory-efficient exact attention", 2022).
+
+Attributes: ``seq``, ``memory`` and ``head_dim`` name dims; ``scale`` multiplies the scores;
+``causal``: query i sees keys j <= i; ``window``, if given: only those with abs(i - j) < window;
+``length``, if given: only the first so many keys (the others are padding). i and j are global
+indices, wherever ``seq`` is cut.
+
+Under NumPy the whole of the scores is made at once; under JAX, where they do not fit one tile, a
+loop runs over the tiles that hold a visible score and keeps running maxima and sums.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from neocc.ir.ops import attention_tiles
+from neocc.ir.ops.attention_tiles import (
+    LOWEST,
+    Kernel,
+    Tiles,
+    backward_loop,
+    forward_loop,
+    held_at_once,
+    in_parts,
+    merged,
+    tiles,
+)
+from neocc.ir.ops.base import (
+    SEQUENTIAL,
+    Attrs,
+    Context,
+    OpDef,
+    Space,
+    aligned_space,
+    need,
+    transpose_to,
+)
+from neocc.ir.program import Op
+from neocc.ir.types import DTYPES, TensorType
+
+PRODUCTS = {"attention": 2, "attention_grad": 5}  # of the size of the scores times head_dim
+ATTENTION = frozenset(PRODUCTS)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Names of dims by what they are to an op: see the module."""
+
+    batch: tuple[str, ...]
+    group: tuple[str, ...]
+    seq: str
+    memory: str
+    head_dim: str
+
+    @staticmethod
+    def of(q: TensorType, k: TensorType, attrs: Attrs) -> Roles:
+        seq, memory, head_dim = attrs["seq"], attrs["memory"], attrs["head_dim"]
+        rest = [n for n in q.names if n not in (seq, head_dim)]
+        batch = tuple(n for n in rest if k.has(n))
+        return Roles(batch, tuple(n for n in rest if not k.has(n)), seq, memory, head_dim)
+
+
+def roles(op: Op) -> Roles:
+    return Roles.of(op.operands[0].type, op.operands[1].type, op.attrs)
+
+
+# Types
+
+
+def stats_type(q: TensorType, attrs: Attrs) -> TensorType:
+    """Of ``lse``: q's dims without head_dim, seq last; at least f32."""
+    seq = q.dim(attrs["seq"])
+    rest = q.without([seq.name, attrs["head_dim"]])
+    return TensorType((*rest.dims, seq), "f64" if q.dtype == "f64" else "f32")
+
+
+def check_operands(kind: str, types: tuple[TensorType, ...], attrs: Attrs) -> None:
+    q, k, v = types[:3]
+    seq, memory, head_dim = attrs["seq"], attrs["memory"], attrs["head_dim"]
+    dtypes = {t.dtype for t in (q, k, v)}
+    need(len(dtypes) == 1, f"{kind} mixes the dtypes {', '.join(sorted(dtypes))}; cast one")
+    need(q.is_float, f"{kind} of {q.dtype}; cast it to a float dtype")
+    for what, t, has, lacks in (("q", q, seq, memory), ("k", k, memory, seq)):
+        need(t.has(has), f"{kind}: {what} lacks the dim {has!r}")
+        need(t.has(head_dim), f"{kind}: {what} lacks the dim {head_dim!r}")
+        need(not t.has(lacks), f"{kind}: {what} has the dim {lacks!r}; rename it")
+    need(set(k.dims) == set(v.dims), f"{kind}: k is {k} and v is {v}; their dims must be the same")
+    for d in k.dims:
+        need(d.name == memory or d in q.dims, f"{kind}: k has the dim {d}, which q lacks")
+    window, length = attrs.get("window"), attrs.get("length")
+    need(window is None or window > 0, f"{kind}: a window of {window}; it is at least 1")
+    size = k.dim(memory).size
+    need(length is None or 0 <= length <= size, f"{kind}: {length} keys of the dim {memory}={size}")
+
+
+def infer_attention(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    need(len(types) == 3, "attention takes three operands: q, k, v")
+    check_operands("attention", types, attrs)
+    return (TensorType(types[0].dims, types[0].dtype), stats_type(types[0], attrs))
+
+
+def infer_grad(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    need(len(types) == 6, "attention_grad takes six operands: q, k, v, out, lse, dout")
+    check_operands("attention_grad", types, attrs)
+    q, k, v, out, lse, dout = types
+    for what, t in (("out", out), ("dout", dout)):
+        same = set(t.dims) == set(q.dims) and t.dtype == q.dtype
+        need(same, f"attention_grad: {what} is {t} and q is {q}; they must have one dtype and dims")
+    stats = stats_type(q, attrs)
+    same = set(lse.dims) == set(stats.dims) and lse.dtype == stats.dtype
+    need(same, f"attention_grad: lse is {lse}, not {stats}")
+    return tuple(TensorType(t.dims, t.dtype) for t in (q, k, v))
+
+
+# Iteration spaces
+
+
+def attention_space(op: Op) -> Space:
+    r = roles(op)
+    return aligned_space(op, dict.fromkeys((r.memory, r.head_dim), SEQUENTIAL))
+
+
+def grad_space(op: Op) -> Space:
+    """dk and dv sum over the queries; dq has them."""
+    r = roles(op)
+    whole = dict.fromkeys((r.memory, r.head_dim), SEQUENTIAL)
+    return aligned_space(op, {**whole, **dict.fromkeys((r.seq, *r.group), "sum")})
+
+
+# Meaning
+
+
+def keys_of(op: Op) -> int:
+    """How many keys an op looks at."""
+    return op.attrs.get("length", op.operands[1].type.dim(op.attrs["memory"]).size)
+
+
+def lowered_tiles(op: Op, seq: int, cut: bool) -> Tiles:
+    """The tiles that JAX computes of ``seq`` local queries; ``cut``: ``seq`` is cut."""
+    attrs, start = op.attrs, None if cut else 0
+    memory = op.operands[1].type.dim(attrs["memory"]).size
+    window = attrs.get("window")
+    return tiles(seq, memory, keys_of(op), attrs["causal"], window, start, attention_tiles.BLOCK)
+
+
+Groups = tuple[tuple[str, ...], ...]
+
+
+def folded(x: Any, names: tuple[str, ...], groups: Groups, ctx: Context) -> Any:
+    """``x`` with one array axis per group of dims."""
+    x = transpose_to(x, names, tuple(n for g in groups for n in g), ctx)
+    sizes = iter(x.shape[ctx.lead :])
+    return x.reshape((*x.shape[: ctx.lead], *(math.prod(next(sizes) for _ in g) for g in groups)))
+
+
+def unfolded(x: Any, groups: Groups, t: TensorType, local: dict[str, int], ctx: Context) -> Any:
+    """The inverse of ``folded``, with the dims in the order of ``t`` and in its dtype."""
+    names = tuple(n for g in groups for n in g)
+    x = x.reshape((*x.shape[: ctx.lead], *(local[n] for n in names)))
+    return transpose_to(x, names, t.names, ctx).astype(DTYPES[t.dtype])
+
+
+@dataclass(frozen=True)
+class Folds:
+    """What becomes one array axis: of q, out and their gradients; of lse; of k and v."""
+
+    rows: Groups
+    stats: Groups
+    columns: Groups
+
+
+def prepared(op: Op, args: list[Any], ctx: Context) -> tuple[Folds, dict[str, int], Kernel, Tiles]:
+    """How to fold the operands, local sizes by dim, and how to compute."""
+    r, attrs = roles(op), op.attrs
+    local: dict[str, int] = {}
+    for v, x in zip(op.operands, args, strict=True):
+        local.update(zip(v.type.names, x.shape[ctx.lead :], strict=True))
+    q = op.operands[0].type
+    _, start = ctx.block(r.seq, q.dim(r.seq).size)
+    kernel = Kernel(
+        xp=ctx.xp,
+        start=start,
+        group=math.prod(local[n] for n in r.group),
+        scale=attrs["scale"],
+        causal=attrs["causal"],
+        window=attrs.get("window"),
+        keys=keys_of(op),
+        dtype=DTYPES[stats_type(q, attrs).dtype],
+    )
+    stats = (r.batch, r.group, (r.seq,))
+    head = (r.head_dim,)
+    folds = Folds((*stats, head), stats, (r.batch, (r.memory,), head))
+    return folds, local, kernel, lowered_tiles(op, local[r.seq], not isinstance(start, int))
+
+
+def all_indices(kernel: Kernel, seq: int, memory: int, ctx: Context) -> tuple[Any, Any]:
+    """Global indices of all rows, [lead..., group seq], and of all keys."""
+    xp = ctx.xp
+    i = ctx.expand(kernel.start, 1) + xp.arange(seq, dtype=xp.int32)
+    return xp.tile(i, kernel.group), xp.arange(memory, dtype=xp.int32)
+
+
+def evaluate_attention(op: Op, args: list[Any], ctx: Context) -> list[Any]:
+    folds, local, kernel, cut = prepared(op, args, ctx)
+    forms = (folds.rows, folds.columns, folds.columns)
+    q, k, v = (
+        folded(x, o.type.names, form, ctx)
+        for x, o, form in zip(args, op.operands, forms, strict=True)
+    )
+    if ctx.xp.__name__ == "numpy" or cut.one:
+        i, j = all_indices(kernel, q.shape[-2], k.shape[-2], ctx)
+        nothing = (0.0, 0.0, kernel.dtype.type(LOWEST))
+        made = kernel.finish(kernel.step(nothing, merged(q, ctx.lead + 1), k, v, i, j))
+    else:
+        loop = partial(forward_loop, kernel, cut)
+        made = in_parts(loop, held_at_once(q, cut), q, k, v)
+    forms = (folds.rows, folds.stats)
+    return [
+        unfolded(x, form, r.type, local, ctx)
+        for x, form, r in zip(made, forms, op.results, strict=True)
+    ]
+
+
+def evaluate_grad(op: Op, args: list[Any], ctx: Context) -> list[Any]:
+    folds, local, kernel, cut = prepared(op, args, ctx)
+    rows, columns = folds.rows, folds.columns
+    forms = (rows, columns, columns, rows, folds.stats, rows)
+    q, k, v, out, lse, dout = (
+        folded(x, o.type.names, form, ctx)
+        for x, o, form in zip(args, op.operands, forms, strict=True)
+    )
+    lse = kernel.finite(lse)
+    delta = ctx.xp.sum(out.astype(kernel.dtype) * dout.astype(kernel.dtype), axis=-1)
+    if ctx.xp.__name__ == "numpy" or cut.one:
+        i, j = all_indices(kernel, q.shape[-2], k.shape[-2], ctx)
+        q, dout, lse, delta = (merged(x, ctx.lead + 1) for x in (q, dout, lse, delta))
+        grads = kernel.gradient(q, k, v, dout, lse, delta, i, j)
+    else:
+        loop = partial(backward_loop, kernel, cut)
+        grads = in_parts(loop, held_at_once(q, cut), q, k, v, dout, lse, delta)
+    return [
+        unfolded(g, form, r.type, local, ctx)
+        for g, form, r in zip(grads, forms, op.results, strict=False)
+    ]
+
+
+DEFS = {
+    "attention": OpDef(infer_attention, attention_space, evaluate_attention),
+    "attention_grad": OpDef(infer_grad, grad_space, evaluate_grad),
+}
