@@ -9,6 +9,7 @@ from functools import cached_property
 
 from neocc.cost.attention import (
     PORTABLE,
+    UNFUSED,
     AttentionForm,
     attention_flops,
     attention_seconds,
@@ -21,6 +22,7 @@ from neocc.cost.topology import AxisLink, Topology
 from neocc.cost.topology import topology as default_topology
 from neocc.ir.mesh import Mesh
 from neocc.ir.ops import ATTENTION
+from neocc.ir.ops.attention import PRODUCTS
 from neocc.ir.program import Op, Value
 from neocc.ir.types import Dim
 
@@ -101,6 +103,13 @@ def product_flops(op: Op, parts: Parts) -> int:
     if op.kind == "einsum":
         return einsum_flops(op, parts)
     return attention_flops(op, parts) if op.kind in ATTENTION else 0
+
+
+def unskipped_flops(op: Op) -> int:
+    """FLOPs of a whole op that leaves no score out: fused attention without masks."""
+    if op.kind in ATTENTION:
+        return unfused_flops(op) // UNFUSED[op.kind] * PRODUCTS[op.kind]
+    return product_flops(op, lambda dim: 1)
 
 
 def formula_flops(op: Op) -> int:

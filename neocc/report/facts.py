@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
-from neocc.cost.model import product_flops
+from neocc.cost.model import product_flops, unskipped_flops
 from neocc.ir.mesh import Layout, Mesh, Partial
 from neocc.ir.ops import ATTENTION
 from neocc.ir.program import Op, Program, Region, Value
@@ -254,36 +254,44 @@ def leads_to(value: Value, source: Value, made: Mapping[Value, Op], depth: int =
     )
 
 
-def region_flops(region: Region) -> int:
+def region_flops(region: Region, flops: Callable[[Op], int]) -> int:
     """FLOPs of every matrix product of a region, run once: recomputation included."""
     total = 0
     for op in region.ops:
         if op.kind == "repeat":
-            total += op.attrs["dim"].size * region_flops(op.regions[0])
+            total += op.attrs["dim"].size * region_flops(op.regions[0], flops)
         else:
-            total += product_flops(op, lambda dim: 1)
+            total += flops(op)
     return total
 
 
 @dataclass(frozen=True)
 class Work:
     """Matrix products of a step, as shares of the model's own FLOPs: ``recomputed`` in the
-    backward pass, ``padding``, and ``repeated`` on devices that do the same."""
+    backward pass, ``padding``, ``repeated`` on devices that do the same; and ``skipped``, the
+    scores that attention's masks hide and that the whole op does not compute."""
 
     recomputed: float
     padding: float
     repeated: float
+    skipped: float
 
 
 def work(program: Program, plan: Plan) -> Work:
     """Where the FLOPs of a plan go beyond the model's own; ``program`` is the unpadded one."""
     model = plan.model_flops
     if not model:
-        return Work(0.0, 0.0, 0.0)
-    whole = region_flops(program.body)
-    padded = region_flops(plan.program.body)
+        return Work(0.0, 0.0, 0.0, 0.0)
+    every = region_flops(program.body, unskipped_flops)
+    whole = region_flops(program.body, lambda op: product_flops(op, lambda dim: 1))
+    padded = region_flops(plan.program.body, lambda op: product_flops(op, lambda dim: 1))
     done = plan.flops * plan.mesh.size
-    return Work((whole - model) / model, (padded - whole) / model, (done - padded) / model)
+    return Work(
+        (every - model) / model,
+        (padded - whole) / model,
+        (done - padded) / model,
+        (every - whole) / model,
+    )
 
 
 def utilisation(plan: Plan) -> float:

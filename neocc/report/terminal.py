@@ -157,8 +157,11 @@ def times(c: Compilation) -> Group:
         f" = {seconds_text(t.step)}; hidden communication {seconds_text(t.hidden)}\n"
         f"  MFU {100 * plan.mfu:.1f} %; FLOP/s {100 * facts.utilisation(plan):.1f} % of peak, with "
         f"{100 * done.recomputed:.1f} % recomputed, {100 * done.padding:.2g} % padding, "
-        f"{100 * done.repeated:.2g} % repeated\n"
+        f"{100 * done.repeated:.2g} % repeated"
     )
+    if done.skipped:
+        body.append(f", {100 * done.skipped:.2g} % of masked scores skipped")
+    body.append("\n")
     for p in plan.paddings:
         body.append(f"  padded {p}\n")
     if plan.given:
