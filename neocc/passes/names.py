@@ -100,8 +100,8 @@ def region_names(body: Body, hints: Mapping[Value, str], inner: Mapping[Region, 
             continue
         name = unique(op_name(op, firsts.get(op), hints))
         ops[name] = op
-        # No other op has two results.
         values[name if name not in values else f"{name} (result)"] = op.results[0]
+        values.update({f"{name} (result {i})": v for i, v in enumerate(op.results[1:], 2)})
     labels = {op: name for name, op in ops.items()}
     groups = {labels[c.ops[0]]: c for c in found}
     called = {v: name for name, v in values.items()}
