@@ -55,7 +55,7 @@ class Config:
     z_loss: float = 1e-4
     dtype: str = "bf16"  # of matrix products and the residual stream
     param_dtype: str = "f32"  # of parameters, state, softmax, norms and the loss
-    recompute: bool = False
+    recompute: bool | None = None  # None: the plan says what is computed again going back
     # fused: scores are never held whole, nor all computed. unfused: einsum, softmax, einsum, which
     # dropout of attention weights needs and then gets, whatever is said here.
     attention_kernel: str = "fused"
@@ -322,18 +322,14 @@ def config_from_gptneo(data: dict, name: str = "gpt-neo") -> Config:
 
 def gpt2(name: str, layers: int, embd: int, heads: int, lr: float) -> Config:
     """Radford et al. 2019, table 2. The learning rates are GPT-3's for the nearest size."""
-    big = layers > 12
-    return Config(name, layers, embd, heads, seq=1024, batch=512, lr=lr, recompute=big)
+    return Config(name, layers, embd, heads, seq=1024, batch=512, lr=lr)
 
 
 def gpt3(name: str, layers: int, embd: int, heads: int, batch: int, lr: float) -> Config:
     """Brown et al. 2020, table 2.1, with every layer dense. Batches in tokens are divided by 2048;
     300e9 tokens in all, 375e6 of them warm-up, and the rate decays over 260e9."""
     warmup, steps = 375 * 10**6 // (batch * 2048), 260 * 10**9 // (batch * 2048)
-    big = layers > 12
-    return Config(
-        name, layers, embd, heads, batch=batch, lr=lr, recompute=big, warmup=warmup, steps=steps
-    )
+    return Config(name, layers, embd, heads, batch=batch, lr=lr, warmup=warmup, steps=steps)
 
 
 TINY = Config("tiny", 2, 32, 4, vocab=64, seq=16, batch=4, dtype="f32", warmup=10, steps=100)

@@ -374,13 +374,14 @@ def repeat(
     body: Callable[[Tree, Tree], Tree],
     carry: Tree,
     stacked: Tree,
-    recompute: bool = False,
+    recompute: bool | None = False,
 ) -> Tree:
     """Runs ``body(carry, slice of stacked) -> carry`` once per index of ``dim``.
 
     ``stacked`` tensors have the dim; the body sees them without it. Tensors of the enclosing
-    program that the body uses become constant operands. ``recompute``: the backward pass keeps
-    only the carried values and computes the rest again; otherwise it keeps matrix products.
+    program that the body uses become constant operands. ``recompute``: True, the
+    backward pass keeps only the carried values and computes the rest again; False, it keeps
+    matrix products; None, the plan chooses for each of them (``either``).
 
     Raises:
         IRError: the carry's types change, or a stacked tensor lacks the dim.

@@ -137,7 +137,7 @@ class Through:
     operands: frozenset[int]
 
     def __str__(self) -> str:
-        return "".join(f"+{i}" for i in sorted(self.operands))
+        return "".join(f"+{i}" for i in sorted(self.operands)) or "+"
 
 
 Choice = str | Through | None  # an iteration dim that the axis cuts, a pass-through, or none

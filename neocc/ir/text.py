@@ -12,7 +12,7 @@ hint is its name if no other value of the region has it; names are local to a re
 region uses nothing from outside. A partitioned program starts with ``mesh x:8,y:16`` and its types
 bear layouts: ``f32[batch=8, embd=4] {batch, +sum}``. ``#`` starts a comment.
 
-Attributes: numbers (``inf``, ``-inf``, ``nan`` too), ``true``, ``false``, strings, dims
+Attributes: numbers (``inf``, ``-inf``, ``nan`` too), ``true``, ``false``, ``none``, strings, dims
 (``layers=12``), lists, and strategies (``{batch, -, +0+1}``: the first axis cuts an iteration dim,
 the second does nothing, the third passes partial sums of operands 0 and 1 on).
 """
@@ -133,6 +133,8 @@ def attribute(value: Any) -> str:
     """
     if isinstance(value, np.generic):
         value = value.item()
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -406,6 +408,8 @@ class Parser:
             return None
         passed: set[int] = set()
         while self.accept("+"):
+            if self.next.kind != "number":  # of no operand: a constant zero
+                return Through(frozenset())
             passed.add(self.integer("the index of an operand"))
         if passed:
             return Through(frozenset(passed))
@@ -439,6 +443,7 @@ class Parser:
 WORDS: Mapping[str, Any] = {
     "true": True,
     "false": False,
+    "none": None,
     "inf": float("inf"),
     "nan": float("nan"),
 }

@@ -6,8 +6,8 @@ engine then sums the dims that the operand lacks and broadcasts those that the g
 
 A ``repeat`` becomes two: the forward one, which now also returns what the backward one needs,
 and the backward one, which runs the other way, computes a step again from its carried-in values
-and then goes through it in reverse. ``KEPT`` says which values are returned and stacked instead
-of being computed again.
+and then goes through it in reverse. Matrix products are returned and stacked instead of being
+computed again, or both ways stand there as an ``either`` for the plan to choose.
 """
 
 from __future__ import annotations
@@ -140,6 +140,8 @@ def passes(op: Op) -> Iterable[int]:
     known = op.kind in RULES or op.kind in JOINT
     if not known or not any(r.type.is_float for r in op.results):
         return ()
+    if op.kind == "either":
+        return (0,)
     return [i for i, v in enumerate(op.operands) if v.type.is_float]
 
 
@@ -197,16 +199,6 @@ def keep_products(op: Op) -> bool:
     return op.kind in ("einsum", "gather", "attention")
 
 
-def keep_nothing(op: Op) -> bool:
-    return False
-
-
-def kept(op: Op) -> Callable[[Op], bool]:
-    """Which of a repeat's inner results the forward pass stores for the backward one, beside
-    the carried-in values."""
-    return keep_nothing if op.attrs["recompute"] else keep_products
-
-
 def reverse_repeat(
     block: Block, op: Op, wanted: Sequence[bool], cotangents: dict[Value, Tensor]
 ) -> list[Tensor | None]:
@@ -257,16 +249,22 @@ def reverse_repeat(
 
     # What is kept takes the place of what would be computed again; then drop what is unused.
     instead: dict[Value, Value] = {}
-    keep = kept(op)
+    either: dict[Value, Op] = {}
     for o in region.ops:
-        for v in o.results if keep(o) else ():
+        for v in o.results if keep_products(o) and op.attrs["recompute"] is not True else ():
             if not v.type.has(dim.name):
                 saved[v] = stacks.get(v) or Value(stack_type(v, dim), v.name)
-                instead[env[v]] = slice_of(Tensor(block, saved[v])).value
+                again, kept = env[v], slice_of(Tensor(block, saved[v])).value
+                instead[again] = kept
+                if op.attrs["recompute"] is None:
+                    instead[again] = Value(v.type, v.name)
+                    either[again] = Op("either", (kept, again), (instead[again],), loc=o.loc)
     values = [instead.get(t.value, t.value) for t in results]
+    ops: list[Op] = []
     for o in inner.ops:
         o.operands = tuple(instead.get(v, v) for v in o.operands)
-    inner.ops, used = live(inner.ops, values)
+        ops += [o, *(either[v] for v in o.results if v in either)]
+    inner.ops, used = live(ops, values)
     slices = {arg: t for arg, t in slices.items() if arg in used}
     inner.args = [*(t.value for t in (*flowing, *sums)), *slices]
     inner.captured = {o: v for o, v in inner.captured.items() if v in used}
@@ -465,6 +463,7 @@ RULES: dict[str, tuple[Rule, ...] | Callable[[Op], tuple[Rule, ...]]] = {
     ),
     "reduce": (reduce_rule,),
     "broadcast": (same,),
+    "either": (same,),
     "rename": (lambda op, g, x, y: g.rename(**{op.attrs["to"]: op.attrs["dim"]}),),
     "split": (
         lambda op, g, x, y: g.merge(

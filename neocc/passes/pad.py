@@ -350,6 +350,11 @@ def elementwise(op: Op, operands: list[Value], out: Emitter) -> tuple[list[Value
     return operands, per_dim(op, out, known, everywhere)
 
 
+def either(op: Op, operands: list[Value], out: Emitter) -> tuple[list[Value], Fill]:
+    """Both ways must agree in the padding too, or be known to hold what both hold."""
+    return operands, out.fills[operands[0]].meet(out.fills[operands[1]])
+
+
 def einsum(op: Op, operands: list[Value], out: Emitter) -> tuple[list[Value], Fill]:
     """Both operands are masked: zero times the other's NaN would be NaN."""
     kept = op.result.type.names
@@ -523,6 +528,7 @@ def pad(op: Op, operands: list[Value], out: Emitter) -> tuple[list[Value], Fill]
 RULES: dict[str, Rule] = {
     "attention": attention,
     "attention_grad": attention,
+    "either": either,
     "einsum": einsum,
     "reduce": reduce,
     "rename": rename,

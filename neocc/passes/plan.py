@@ -91,11 +91,13 @@ class Plan:
 
     memory_limit: bytes per device that the plan may hold. flops: of matrix products, per device
     and step, recomputation included; model_flops: of the whole unpadded step on all devices
-    together, without recomputation. ready: what was planned. given: the layout was read, not
-    solved for, and nothing is proved of it.
+    together, without recomputation. ready: what was planned, with what was still open: program
+    and assignment are decided, problem and solution speak of ready's. given: the layout was read,
+    not solved for, and nothing is proved of it.
     """
 
     program: Program
+    assignment: Assignment
     paddings: tuple[Padding, ...]
     mesh: Mesh
     chip: Chip
@@ -110,10 +112,6 @@ class Plan:
     model_flops: int
     ready: Ready
     given: bool = False
-
-    @property
-    def assignment(self) -> Assignment:
-        return self.solution.assignment
 
     @property
     def topology(self) -> Topology:
@@ -177,12 +175,12 @@ def costed(
 ) -> Plan:
     """The plan that a solution is: its partitioned program, and all that this costs."""
     mesh = ready.mesh
-    partitioned = apply(
-        ready.program, mesh, solution.assignment, lambda m, t: problem.move_seconds(m, t) + 1e-12
-    )
+    program, assignment = problem.resolve(solution.picked, solution.assignment)
+    partitioned = apply(program, mesh, assignment, lambda m, t: problem.move_seconds(m, t) + 1e-12)
     collectives = tuple(list_collectives(partitioned, ready.cost))
     return Plan(
-        program=ready.program,
+        program=program,
+        assignment=assignment,
         paddings=ready.paddings,
         mesh=mesh,
         chip=ready.chip,

@@ -31,7 +31,7 @@ def report(compilation: Compilation) -> dict[str, Any]:
         },
         "plan": plan_document(plan),
         "tokens_per_second": c.tokens / plan.timeline.step,
-        "work": dataclasses.asdict(facts.work(c.program, plan)),
+        "work": dataclasses.asdict(facts.work(plan)),
         "best": brief(c.best) | {"verdict": verdict(c.best)} if c.best else None,
         "compared": [
             {

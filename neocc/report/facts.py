@@ -13,7 +13,7 @@ from neocc.ir.mesh import Layout, Mesh, Partial
 from neocc.ir.ops import ATTENTION
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.types import TensorType
-from neocc.passes.plan import Collective, Plan, bodies
+from neocc.passes.plan import Collective, Plan, bodies, model_flops
 
 LAYER = re.compile(r"^h\d+\.")
 # What a product is, by a dim that only it has; the first that fits.
@@ -277,19 +277,20 @@ class Work:
     skipped: float
 
 
-def work(program: Program, plan: Plan) -> Work:
-    """Where the FLOPs of a plan go beyond the model's own; ``program`` is the unpadded one."""
+def work(plan: Plan) -> Work:
+    """Where the FLOPs of a plan go beyond the model's own."""
     model = plan.model_flops
     if not model:
         return Work(0.0, 0.0, 0.0, 0.0)
-    every = region_flops(program.body, unskipped_flops)
-    whole = region_flops(program.body, lambda op: product_flops(op, lambda dim: 1))
-    padded = region_flops(plan.program.body, lambda op: product_flops(op, lambda dim: 1))
+    body = plan.program.body
+    padded = model_flops(body)
+    every = region_flops(body, unskipped_flops)
+    whole = region_flops(body, lambda op: product_flops(op, lambda dim: 1))
     done = plan.flops * plan.mesh.size
     return Work(
-        (every - model) / model,
-        (padded - whole) / model,
-        (done - padded) / model,
+        (every - padded) / model,
+        (padded - model) / model,
+        (done - whole) / model,
         (every - whole) / model,
     )
 

@@ -151,7 +151,7 @@ def collectives(plan: Plan) -> Group:
 
 def times(c: Compilation) -> Group:
     plan, t, s = c.plan, c.plan.timeline, c.plan.solution
-    done = facts.work(c.program, plan)
+    done = facts.work(plan)
     body = Text(
         f"  compute {seconds_text(t.compute)} + exposed communication {seconds_text(t.exposed)}"
         f" = {seconds_text(t.step)}; hidden communication {seconds_text(t.hidden)}\n"

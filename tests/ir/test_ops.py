@@ -57,6 +57,7 @@ def added(updates: np.ndarray, ids: np.ndarray, size: int) -> np.ndarray:
 # x[a, b], y[b, a], z[a], n[a, c] (integers), flag[a]
 CASES: dict[str, Case] = {
     "add": (lambda x, y, z, n, p: x + y, X + Y.T),
+    "either": (lambda x, y, z, n, p: b.emit("either", x, x), X),
     "add a number": (lambda x, y, z, n, p: 1.5 + x, X + 1.5),
     "sub": (lambda x, y, z, n, p: x - z, X - Z[:, None]),
     "sub the other way": (lambda x, y, z, n, p: z - x, Z[:, None] - X),

@@ -109,7 +109,7 @@ def test_recomputation_and_padding_are_told_apart():
     config = gpt.Config("odd", 2, 32, 4, vocab=61, seq=16, batch=4, dtype="f32", recompute=True)
     program = neocc.simplify(gpt.train_step(config))
     plan = neocc.make_plan(program, Mesh.parse("2"), neocc.chip("v5e"), "vocab:x")
-    done = facts.work(program, plan)
+    done = facts.work(plan)
     assert [(p.dim, p.true, p.padded) for p in plan.paddings] == [("vocab", 61, 62)]
     # Three products of batch x seq x embd with the vocabulary, padded by one row.
     assert done.padding * plan.model_flops == 3 * 2 * 4 * 16 * 32

@@ -6,6 +6,9 @@ slice of each stacked result. Results: the final carried values, then the stacke
 the dim in front. ``reverse`` runs from the last index to the first.
 
 Executors and partitioning handle regions themselves; the definition here gives the types.
+
+``either``: two ways to the same value, of which a plan takes one: a kept value, or the ops that
+compute it again (``passes.remat``).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from neocc.ir.errors import IRError
-from neocc.ir.ops.base import Attrs, Context, OpDef, Space, need
+from neocc.ir.ops.base import Attrs, Context, OpDef, Space, aligned_space, need
 from neocc.ir.program import Op, Region
 from neocc.ir.types import Dim, TensorType
 
@@ -61,4 +64,13 @@ def refuse_evaluate(op: Op, args: list[Any], ctx: Context) -> list[Any]:
     return refuse()
 
 
-DEFS = {"repeat": OpDef(refuse_infer, refuse_space, refuse_evaluate)}
+def infer_either(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    need(len(types) == 2, "either takes a kept value and a recomputed one")
+    need(types[0] == types[1], f"either of {types[0]} and {types[1]}, which differ")
+    return types[:1]
+
+
+DEFS = {
+    "repeat": OpDef(refuse_infer, refuse_space, refuse_evaluate),
+    "either": OpDef(infer_either, aligned_space, lambda op, args, ctx: [args[0]]),
+}

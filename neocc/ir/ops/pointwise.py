@@ -132,6 +132,12 @@ DEFS = {
         linear_cast,
     ),
     "broadcast": OpDef(infer_broadcast, aligned_space, evaluate_broadcast, lambda op: (ALL({0}),)),
-    "constant": OpDef(infer_constant, scalar_space, evaluate_constant),
+    # A zero on every device is also the terms of a sum of zero: an accumulator's start.
+    "constant": OpDef(
+        infer_constant,
+        scalar_space,
+        evaluate_constant,
+        lambda op: (ALL(),) if op.attrs["value"] == 0 else (),
+    ),
 }
 ELEMENTWISE = frozenset(DEFS) - {"constant"}

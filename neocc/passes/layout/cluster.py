@@ -9,6 +9,7 @@ partial sums before they are reduced.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -41,8 +42,9 @@ def space_dims(op: Op) -> frozenset[str]:
     return frozenset(n for v in (*op.operands, *op.results) for n in v.type.names)
 
 
-def clusters(region: Region) -> list[Cluster]:
-    """The clusters of one region (not of those nested in it), in order of their first op."""
+def clusters(region: Region, spare: Collection[Op] = ()) -> list[Cluster]:
+    """The clusters of one region (not of those nested in it), in order of their first op. Ops
+    that may be left out, the ``spare`` ones, are in none with others."""
     producer = {r: op for op in region.ops for r in op.results}
     uses: dict[Value, int] = defaultdict(int)
     for op in region.ops:
@@ -61,7 +63,7 @@ def clusters(region: Region) -> list[Cluster]:
         return (op.kind in ELEMENTWISE or op.kind == "reduce") and op not in sums
 
     graph = nx.Graph()
-    graph.add_nodes_from(op for op in region.ops if op.kind != "repeat")
+    graph.add_nodes_from(op for op in region.ops if op.kind not in ("repeat", "either"))
     users: dict[Value, list[Op]] = defaultdict(list)
     for op in region.ops:
         if op.kind == "repeat" or not fuses(op):
@@ -76,8 +78,8 @@ def clusters(region: Region) -> list[Cluster]:
         source = producer.get(v)
         group = [source, *ops] if source is not None and source.kind != "repeat" else ops
         group = [op for op in group if fuses(op) and space_dims(op) == space_dims(ops[0])]
-        for a, b in pairwise(group):
-            graph.add_edge(a, b)
+        for same in ([op for op in group if (op in spare) is off] for off in (False, True)):
+            graph.add_edges_from(pairwise(same))
     order = {op: i for i, op in enumerate(region.ops)}
     found = [
         Cluster(tuple(sorted(c, key=order.__getitem__)), region)

@@ -18,7 +18,8 @@ from neocc.passes.layout.objective import Limit
 from neocc.passes.layout.problem import Choice, End, Flow, Problem
 from neocc.passes.layout.solve import Solution
 
-FUSED = ELEMENTWISE | {"iota", "constant", "rename", "split", "merge", "shift", "pad", "slice"}
+MOVED = {"rename", "split", "merge", "shift", "pad", "slice"}
+FUSED = ELEMENTWISE | MOVED | {"either", "iota", "constant"}
 ROLES = {"parameter": "parameters", "state": "optimizer state", "data": "data"}
 KINDS = (*ROLES.values(), "saved for backward", "gradients", "temporaries")
 
@@ -75,7 +76,7 @@ def region_points(
     held: list[tuple[int, int, Live]] = []
 
     def hold(begin: int, end: int, value: Value) -> None:
-        held.append((begin, end, Live(value, kinds[value], problem.sources[value])))
+        held.append((begin, end, Live(value, kinds[value], problem.sources[value][0])))
 
     if region is program.body:
         replacing = {
@@ -96,7 +97,7 @@ def region_points(
     for v, flow in flows.items():
         readers = [i for i, op in enumerate(region.ops) if v in op.operands]
         if flow.region is region and readers:
-            live = Live(v, "temporaries", problem.sources[v], flow)
+            live = Live(v, "temporaries", problem.sources[v][0], flow)
             held.append((readers[0], readers[-1], live))
     for i, op in enumerate(region.ops):
         here = tuple(live for begin, end, live in held if begin <= i <= end)
@@ -152,7 +153,8 @@ def measure(problem: Problem, solution: Solution) -> Callable[[Live], int]:
     def size(live: Live) -> int:
         if live not in cache:
             if live.copies is None:
-                held = {live.source.layouts[solution.picked[live.source.choice]]}
+                made = live.source.layouts[solution.picked[live.source.choice]]
+                held = set() if made is None else {made}
             else:
                 held = {target for _, target in moves.get(live.value, ())}
             cache[live] = sum(live.value.type.local_bytes(mesh, lay) for lay in held)
@@ -183,7 +185,7 @@ def limit(problem: Problem, point: Point, available: float) -> Limit:
         if live.copies is None:
             held = options.setdefault(choice, [0.0] * len(choice.options))
             for i, layout in enumerate(live.source.layouts):
-                held[i] += type.local_bytes(mesh, layout)
+                held[i] += 0 if layout is None else type.local_bytes(mesh, layout)
         else:
             graph = problem.reshards_of(live.copies)
             targets = {m.target for m in graph.moves}

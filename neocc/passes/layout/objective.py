@@ -23,10 +23,12 @@ class Limit:
     moves: dict[Flow, dict[Layout, float]]
 
 
-def ugliness(problem: Problem, choice: Choice, option: Strategy | Layout) -> float:
+def ugliness(problem: Problem, choice: Choice, option: Strategy | Layout | None) -> float:
     """Cuts of an option: a dim that less of the program has counts more (``head_dim`` after
-    ``heads`` after ``embd``), and so do several dims rather than one."""
+    ``heads`` after ``embd``), and so do several dims rather than one. To be off is best."""
+    if option is None:
+        return 0.0
     cuts = [p for p in option.axes if p is not None]
     common = [d.name for d in sorted(choice.dims, key=lambda d: -problem.frequency[d.name])]
     ranks = sum(common.index(p) for p in cuts if isinstance(p, str) and p in common)
-    return len(cuts) + 0.5 * ranks + 0.25 * max(0, len(set(cuts)) - 1)
+    return choice.can_be_off + len(cuts) + 0.5 * ranks + 0.25 * max(0, len(set(cuts)) - 1)

@@ -3,13 +3,16 @@
 A choice is a cluster's strategy, or the layout of a region's argument or output. A flow is one
 value: from the layout that its source's option makes, over single-axis moves, to the layout that
 each sink's option wants. A move is paid for once however many sinks use it.
+
+What may be left out (``passes.remat``) has the option None: to be off. It then neither wants nor
+makes anything. The value of an ``either`` has two sources: what is kept and what is recomputed.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -33,6 +36,7 @@ from neocc.passes.layout.algebra import (
 )
 from neocc.passes.layout.cluster import Cluster, clusters
 from neocc.passes.layout.reshards import Reshards, reshards
+from neocc.passes.remat import Droppable, droppable, resolve
 
 FOLLOWERS = ("rename", "cast", "detach")  # ops that may take their operand's layout for free
 
@@ -50,7 +54,7 @@ class Rules:
 
 @dataclass(eq=False)
 class Choice:
-    """One option of several: a cluster's strategies, or a boundary's layouts.
+    """One option of several: a cluster's strategies, or a boundary's layouts; None is to be off.
 
     ``seconds[i]``: option i's compute time in one training step. ``dims``: what options may cut.
     ``strategies``: what each op that hangs on this choice does under each option.
@@ -59,34 +63,35 @@ class Choice:
     name: str
     region: Region
     dims: tuple[Dim, ...]
-    options: list[Strategy] | list[Layout]
+    options: Sequence[Strategy | Layout | None]
     seconds: list[float]
-    strategies: dict[Op, list[Strategy]] = field(default_factory=dict)
+    strategies: dict[Op, list[Strategy | None]] = field(default_factory=dict)
+
+    @property
+    def can_be_off(self) -> bool:
+        return None in self.options
 
 
 @dataclass(frozen=True, eq=False)
 class End:
-    """Where a flow starts or ends: a choice, and the layout that each of its options means."""
+    """Where a flow starts or ends: a choice, and the layout that each of its options means, None
+    where it is off."""
 
     choice: Choice
-    layouts: tuple[Layout, ...]
+    layouts: tuple[Layout | None, ...]
 
 
 @dataclass(eq=False)
 class Flow:
-    """A value on its way; ``trips``: how often a step runs it; ``hideable``: its transfers can
-    run behind the region's compute (see ``cost.timeline``)."""
+    """A value on its way, from whichever of its sources is on; ``trips``: how often a step runs
+    it; ``hideable``: its transfers can run behind the region's compute."""
 
     value: Value
     region: Region
-    source: End
+    sources: tuple[End, ...]
     sinks: list[End]
     trips: int
     hideable: bool
-
-    @property
-    def sources(self) -> tuple[End, ...]:
-        return (self.source,)
 
 
 @dataclass(eq=False)
@@ -99,7 +104,7 @@ class Problem:
     choices: list[Choice] = field(default_factory=list)
     flows: list[Flow] = field(default_factory=list)
     boundaries: dict[Region, tuple[list[End], list[End]]] = field(default_factory=dict)
-    sources: dict[Value, End] = field(default_factory=dict)
+    sources: dict[Value, tuple[End, ...]] = field(default_factory=dict)
     slices: dict[Region, int] = field(default_factory=dict)  # non-carried arguments of a body
     graphs: dict[tuple[object, ...], dict[Layout, list[Move]]] = field(default_factory=dict)
 
@@ -155,16 +160,59 @@ class Problem:
         """The solver's answer as an assignment: ``picked`` option per choice, ``used`` moves."""
         chosen: dict[Op, Strategy] = {}
         for choice, i in picked.items():
-            chosen.update({op: made[i] for op, made in choice.strategies.items()})
+            for op, made in choice.strategies.items():
+                strategy = made[i]
+                if strategy is not None:
+                    chosen[op] = strategy
 
-        def at(end: End) -> Layout:
-            return end.layouts[picked[end.choice]]
+        def lie(ends: list[End]) -> tuple[Layout, ...]:
+            found = (end.layouts[picked[end.choice]] for end in ends)
+            return tuple(layout for layout in found if layout is not None)
 
         boundaries = {
-            region: Boundary(tuple(map(at, args)), tuple(map(at, outputs)))
+            region: Boundary(lie(args), lie(outputs))
             for region, (args, outputs) in self.boundaries.items()
         }
         return Assignment(chosen, boundaries, dict(used))
+
+    def dropped(self, picked: Mapping[Choice, int]) -> Droppable:
+        """What is off."""
+
+        def off(end: End) -> bool:
+            return end.layouts[picked[end.choice]] is None
+
+        ops = {
+            op
+            for choice, i in picked.items()
+            for op, made in choice.strategies.items()
+            if made[i] is None
+        }
+        args: set[Value] = set()
+        outputs: dict[Region, frozenset[int]] = {}
+        for region, (ends, out) in self.boundaries.items():
+            args.update(v for v, end in zip(region.args, ends, strict=True) if off(end))
+            outputs[region] = frozenset(i for i, end in enumerate(out) if off(end))
+        return Droppable(frozenset(ops), frozenset(args), outputs)
+
+    def resolve(
+        self, picked: Mapping[Choice, int], assignment: Assignment
+    ) -> tuple[Program, Assignment]:
+        """The program without what is off and without ``either``, and its assignment."""
+
+        def recomputed(op: Op) -> bool:
+            again = self.sources[op.operands[1]]
+            return any(end.layouts[picked[end.choice]] is not None for end in again)
+
+        made = resolve(self.program, self.dropped(picked), recomputed)
+        moves: dict[Value, frozenset[tuple[Layout, Layout]]] = {}
+        for v, used in (assignment.moves or {}).items():
+            new = made.values.get(v, v)
+            moves[new] = moves.get(new, frozenset()) | used
+        return made.program, Assignment(
+            {made.ops[op]: s for op, s in assignment.strategies.items()},
+            {made.regions[r]: b for r, b in assignment.boundaries.items()},
+            moves,
+        )
 
 
 def build(program: Program, mesh: Mesh, cost: CostModel, rules: Rules | None = None) -> Problem:
@@ -185,6 +233,7 @@ class Builder:
         self.cost = problem.cost
         self.rules = rules
         self.uncut = problem.uncut
+        self.spare = droppable(problem.program)
 
     def build(self) -> Problem:
         program, body = self.problem.program, self.problem.program.body
@@ -205,14 +254,25 @@ class Builder:
         self.problem.choices.append(choice)
         return choice
 
-    def placed(self, name: str, type: TensorType, region: Region, options: list[Layout]) -> End:
+    def placed(
+        self, name: str, type: TensorType, region: Region, options: Sequence[Layout | None]
+    ) -> End:
         """The choice among layouts of one value."""
         zero = [0.0] * len(options)
         return End(self.add(Choice(name, region, type.dims, options, zero)), tuple(options))
 
-    def boundary(self, name: str, type: TensorType, region: Region, partial: bool = False) -> End:
-        found = layouts(type, self.mesh, partial)
-        return self.placed(name, type, region, [lay for lay in found if not lay.dims & self.uncut])
+    def boundary(
+        self,
+        name: str,
+        type: TensorType,
+        region: Region,
+        partial: bool = False,
+        spare: bool = False,
+    ) -> End:
+        """``partial``: partial sums are layouts too; ``spare``: it may be off."""
+        every = layouts(type, self.mesh, partial)
+        found: list[Layout | None] = [lay for lay in every if not lay.dims & self.uncut]
+        return self.placed(name, type, region, [*found, None] if spare else found)
 
     def stored(self, info: Input, value: Value) -> End:
         options = [
@@ -239,7 +299,10 @@ class Builder:
             return None
         index = readers[0].operands.index(value)
         end = End(choice, tuple(lays[0][index] for lays in self.op_layouts(choice, readers[0])))
-        allowed = all(self.rules.stored(info, value.type, layout) for layout in end.layouts)
+        allowed = all(
+            layout is not None and self.rules.stored(info, value.type, layout)
+            for layout in end.layouts
+        )
         return end if allowed else None
 
     def cluster_choices(self, region: Region, trips: int) -> dict[Op, Choice]:
@@ -249,12 +312,12 @@ class Builder:
         uses.update(region.outputs)
         inputs = set(region.args) if region is self.problem.program.body else set()
         made: dict[Op, Choice] = {}
-        for cluster in clusters(region):
+        for cluster in clusters(region, self.spare.ops):
             first = cluster.ops[0]
             alone = len(cluster.ops) == 1
             if alone and first.kind in FOLLOWERS:
                 source = first.operands[0]
-                if uses[source] == 1 or source in inputs:
+                if (uses[source] == 1 or source in inputs) and first not in self.spare.ops:
                     continue
             made.update(dict.fromkeys(cluster.ops, self.cluster_choice(cluster, trips)))
         return made
@@ -268,12 +331,16 @@ class Builder:
         found = [s for s in found if all(self.rules.strategy(op, s) for op in cluster.ops)]
         results = self.external(cluster)
         seconds = [self.seconds(cluster, results, s) * trips for s in found]
+        options: list[Strategy | None] = [*found]
+        if found and first in self.spare.ops:
+            options.append(None)
+            seconds.append(0.0)
         label = f"{first.kind} at {first.loc}" if first.loc else first.kind
-        each = dict.fromkeys(cluster.ops, found)
+        each = dict.fromkeys(cluster.ops, options)
         dims = tuple(
             dict.fromkeys(d for v in (*first.results, *first.operands) for d in v.type.dims)
         )
-        return self.add(Choice(label, cluster.region, dims, found, seconds, each))
+        return self.add(Choice(label, cluster.region, dims, options, seconds, each))
 
     def external(self, cluster: Cluster) -> list[Value]:
         """Results of a cluster that something outside it uses."""
@@ -296,15 +363,18 @@ class Builder:
             return self.cost.op_seconds(cluster.ops[0], parts)
         return self.cost.traffic_seconds([*cluster.inputs(), *results], parts)
 
-    def follow(self, op: Op, source: End, trips: int) -> bool:
+    def follow(self, op: Op, sources: tuple[End, ...], trips: int) -> bool:
         """Lets an op that only relabels or narrows its operand take whatever layout that has."""
+        source = sources[0]
         widens = op.result.type.itemsize > op.operands[0].type.itemsize
-        following = [unary_strategy(op, layout) for layout in source.layouts]
-        if widens or not all(s is not None and self.rules.strategy(op, s) for s in following):
+        following = [lay and unary_strategy(op, lay) for lay in source.layouts]
+        if widens or len(sources) > 1:
+            return False
+        if not all(s is not None and self.rules.strategy(op, s) for s in following):
             return False
         made = [s for s in following if s is not None]
         choice = source.choice
-        choice.strategies[op] = made
+        choice.strategies[op] = [*made]
         for i, s in enumerate(made):
             parts = self.cost.op_seconds(op, lambda dim, s=s: s.parts(dim, self.mesh))
             choice.seconds[i] += parts * trips
@@ -312,8 +382,9 @@ class Builder:
 
     def op_layouts(
         self, choice: Choice, op: Op
-    ) -> list[tuple[tuple[Layout, ...], tuple[Layout, ...]]]:
-        return [op_layouts(op, s) for s in choice.strategies[op]]
+    ) -> list[tuple[tuple[Layout | None, ...], tuple[Layout | None, ...]]]:
+        off = (None,) * len(op.operands), (None,) * len(op.results)
+        return [op_layouts(op, s) if s is not None else off for s in choice.strategies[op]]
 
     def region(
         self,
@@ -325,23 +396,27 @@ class Builder:
         carries: int | None = None,
     ) -> None:
         self.problem.boundaries[region] = (args, outputs)
-        sources: dict[Value, End] = dict(zip(region.args, args, strict=True))
+        sources: dict[Value, tuple[End, ...]] = {}
+        sources.update((v, (end,)) for v, end in zip(region.args, args, strict=True))
         sinks: dict[Value, list[End]] = defaultdict(list)
         for op in region.ops:
             if op.kind == "repeat":
                 self.repeat(op, trips, sources, sinks)
                 continue
+            if op.kind == "either":
+                sources[op.result] = tuple(end for v in op.operands for end in sources[v])
+                continue
             if op in made:
                 choice = made[op]
             elif self.follow(op, sources[op.operands[0]], trips):
-                choice = sources[op.operands[0]].choice
+                choice = sources[op.operands[0]][0].choice
             else:
                 choice = self.cluster_choice(Cluster((op,), region), trips)
             per_option = self.op_layouts(choice, op)
             for i, v in enumerate(op.operands):
                 sinks[v].append(End(choice, tuple(lays[0][i] for lays in per_option)))
             for i, v in enumerate(op.results):
-                sources[v] = End(choice, tuple(lays[1][i] for lays in per_option))
+                sources[v] = (End(choice, tuple(lays[1][i] for lays in per_option)),)
         for v, end in zip(region.outputs, outputs, strict=True):
             sinks[v].append(end)
         self.problem.sources.update(sources)
@@ -353,22 +428,29 @@ class Builder:
                 self.problem.flows.append(flow)
 
     def repeat(
-        self, op: Op, trips: int, sources: dict[Value, End], sinks: dict[Value, list[End]]
+        self,
+        op: Op,
+        trips: int,
+        sources: dict[Value, tuple[End, ...]],
+        sinks: dict[Value, list[End]],
     ) -> None:
         region, carries = op.regions[0], op.attrs["carries"]
         self.problem.slices[region] = len(region.args) - carries
         args, outputs = [], []
         for i, (v, arg) in enumerate(zip(op.operands, region.args, strict=True)):
-            end = self.boundary(arg.name or f"argument {i}", arg.type, region)
+            name, sums = arg.name or f"argument {i}", i < carries and accumulates(region, arg)
+            end = self.boundary(name, arg.type, region, sums, arg in self.spare.args)
             args.append(end)
             sinks[v].append(end)
+        spare = self.spare.outputs[region]
         for i, (v, out) in enumerate(zip(op.results, region.outputs, strict=True)):
             if i < carries:
                 end = args[i]
             else:
-                end = self.boundary(out.name or f"output {i}", out.type, region, partial=True)
+                name = out.name or f"output {i}"
+                end = self.boundary(name, out.type, region, partial=True, spare=i in spare)
             outputs.append(end)
-            sources[v] = end
+            sources[v] = (end,)
         inner = trips * op.attrs["dim"].size
         self.region(region, inner, args, outputs, self.cluster_choices(region, inner), carries)
 
@@ -389,12 +471,18 @@ def unary_strategy(op: Op, layout: Layout) -> Strategy | None:
     return Strategy(tuple(axes))
 
 
-def merge_ends(source: End, ends: list[End]) -> list[End]:
+def accumulates(region: Region, arg: Value) -> bool:
+    """Whether a carried value is only added to: then it may be carried as partial sums."""
+    return arg.type.is_float and all(op.kind == "add" for op in region.ops if arg in op.operands)
+
+
+def merge_ends(sources: tuple[End, ...], ends: list[End]) -> list[End]:
     """Sinks that can ask for different things: equal ones once, and none that always gets what
     the source's own choice makes."""
-    kept: dict[tuple[Choice, tuple[Layout, ...]], End] = {}
+    kept: dict[tuple[Choice, tuple[Layout | None, ...]], End] = {}
     for end in ends:
-        if end.choice is source.choice and end.layouts == source.layouts:
+        first, *others = sources
+        if not others and end.choice is first.choice and end.layouts == first.layouts:
             continue
         kept.setdefault((end.choice, end.layouts), end)
     return list(kept.values())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -19,7 +20,7 @@ from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.program import Program, Region
 from neocc.passes.layout.algebra import Move
 from neocc.passes.layout.objective import TIE, ugliness
-from neocc.passes.layout.problem import Choice, Flow, Problem, Rules, build
+from neocc.passes.layout.problem import Choice, End, Flow, Problem, Rules, build
 
 
 @cache
@@ -44,10 +45,10 @@ def problem_of(program: Program, mesh: Mesh, rules: Rules | None = None) -> Prob
     return build(program, mesh, CostModel.of(slow_chip(), mesh), rules)
 
 
-def reached(problem: Problem, flow: Flow, source: Layout) -> dict[Layout, list[Move]]:
+def reached(problem: Problem, flow: Flow, made: frozenset[Layout]) -> dict[Layout, list[Move]]:
     """Moves out of every layout that moves lead to."""
     out: dict[Layout, list[Move]] = {}
-    stack = [source]
+    stack = list(made)
     while stack:
         layout = stack.pop()
         if layout not in out:
@@ -60,16 +61,23 @@ Spent = dict[Region, tuple[float, float, float]]  # compute, not hideable, hidea
 Cost = tuple[float, int]  # seconds of a tree's moves with their ties, and how many it has
 
 
-def steiner(problem: Problem, flow: Flow, source: Layout, wanted: frozenset[Layout]) -> Cost:
-    """The cheapest tree of moves from ``source`` to all of ``wanted``.
+ROOT = Layout(())
 
-    ``tree[some][v]``: the cheapest tree that hangs on v and reaches ``some`` of them.
+
+def steiner(
+    problem: Problem, flow: Flow, made: frozenset[Layout], wanted: frozenset[Layout]
+) -> Cost:
+    """The cheapest moves that reach all of ``wanted``, each from one of those ``made``.
+
+    ``tree[some][v]``: the cheapest tree that hangs on v and reaches ``some`` of them; those made
+    hang on the root.
     """
-    ends = sorted(wanted - {source}, key=str)
-    out = reached(problem, flow, source)
+    ends = sorted(wanted - made, key=str)
+    out = reached(problem, flow, made)
     arcs = [
         (v, m.target, problem.seconds(flow, m) + TIE) for v, found in out.items() for m in found
     ]
+    out[ROOT] = []
     tree: dict[frozenset[Layout], dict[Layout, Cost]] = {}
     for count in range(1, len(ends) + 1):
         for some in map(frozenset, itertools.combinations(ends, count)):
@@ -88,8 +96,9 @@ def steiner(problem: Problem, flow: Flow, source: Layout, wanted: frozenset[Layo
                     far, n = cost[target]
                     if far + seconds < cost[v][0]:
                         cost[v], changed = (far + seconds, n + 1), True
+                cost[ROOT] = min([cost[ROOT], *(cost[v] for v in made)])
             tree[some] = cost
-    return tree[frozenset(ends)].get(source, (math.inf, 0)) if ends else (0.0, 0)
+    return tree[frozenset(ends)][ROOT] if ends else (0.0, 0)
 
 
 @dataclass(eq=False)
@@ -109,14 +118,14 @@ class Search:
         at = {c: i for i, c in enumerate(self.order)}
         self.closing: dict[int, list[Flow]] = defaultdict(list)
         for flow in self.problem.flows:
-            ends = [flow.source, *flow.sinks]
+            ends = [*flow.sources, *flow.sinks]
             self.closing[max(at[e.choice] for e in ends)].append(flow)
 
     def ordered(self) -> list[Choice]:
         """Neighbours close to each other, so that flows are decided early."""
         near: dict[Choice, set[Choice]] = defaultdict(set)
         for flow in self.problem.flows:
-            ends = {e.choice for e in (flow.source, *flow.sinks)}
+            ends = {e.choice for e in (*flow.sources, *flow.sinks)}
             for c in ends:
                 near[c] |= ends - {c}
         left, order = list(self.problem.choices), []
@@ -128,11 +137,14 @@ class Search:
         return order
 
     def tree(self, flow: Flow, picked: dict[Choice, int]) -> Cost:
-        source = flow.source.layouts[picked[flow.source.choice]]
-        wanted = frozenset(e.layouts[picked[e.choice]] for e in flow.sinks)
-        key = (flow, source, wanted)
+        def lie(ends: Iterable[End]) -> frozenset[Layout]:
+            found = (e.layouts[picked[e.choice]] for e in ends)
+            return frozenset(layout for layout in found if layout is not None)
+
+        made, wanted = lie(flow.sources), lie(flow.sinks)
+        key = (flow, made, wanted)
         if key not in self.trees:
-            self.trees[key] = steiner(self.problem, flow, source, wanted)
+            self.trees[key] = steiner(self.problem, flow, made, wanted)
         return self.trees[key]
 
     def objective(self, spent: Spent) -> float:

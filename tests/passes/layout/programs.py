@@ -79,14 +79,19 @@ def side_output() -> Program:
     return g.build({"y": y, "stack": stack})
 
 
-def trained() -> Program:
+def trained(recompute: bool | None = False) -> Program:
     """A gradient through a repeat, and an update."""
     g = Graph("trained")
     x = g.data("x", (BATCH, EMBD), "f32")
     w = g.parameter("w", (LAYERS, EMBD, MLP))
-    y = repeat(LAYERS, layer, x, w)
+    y = repeat(LAYERS, layer, x, w, recompute)
     loss = (y * y).sum("batch", "embd")
     return g.build({"w": w - gradients(loss, [w])[0] * 0.1, "loss": loss})
+
+
+def kept_or_not() -> Program:
+    """The same, and for each product in the loop the plan says whether it is kept."""
+    return trained(None)
 
 
 def embedding() -> Program:

@@ -39,15 +39,16 @@ def flow_problem(
 
     begin, ends = fixed(source), [fixed(layout) for layout in wanted]
     problem.boundaries[region] = ([begin], ends)
-    problem.flows.append(Flow(value, region, begin, ends, 1, False))
+    problem.flows.append(Flow(value, region, (begin,), ends, 1, False))
     return problem
 
 
 def assert_cheapest_tree(problem: Problem) -> None:
     (flow,) = problem.flows
-    source = flow.source.layouts[0]
-    wanted = frozenset(end.layouts[0] for end in flow.sinks)
-    expected, count = steiner(problem, flow, source, wanted)
+    source = flow.sources[0].layouts[0]
+    assert source is not None
+    wanted = frozenset(layout for end in flow.sinks if (layout := end.layouts[0]))
+    expected, count = steiner(problem, flow, frozenset([source]), wanted)
     solution = solve(problem)
     assert solution.assignment.moves is not None
     used = solution.assignment.moves[flow.value]

@@ -1,0 +1,5 @@
+"""``python -m neocc`` is ``neocc``."""
+
+from neocc.cli import main
+
+main()
