@@ -70,6 +70,7 @@ def decisions(plan: Plan) -> Decisions:
         dict(zip(inputs, body.args, strict=True)),
         {name: layout for name, layout in ends if name not in inputs},
         tuple(region_decisions(n, assignment) for n in names),
+        plan.saved,
     )
 
 

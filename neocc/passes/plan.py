@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from neocc.cost.hardware import Chip
@@ -22,6 +22,7 @@ from neocc.passes.layout.rules import given_layout, padded_sizes, parse_layout
 from neocc.passes.layout.solve import Solution, solve
 from neocc.passes.pad import Padding, pad_program
 from neocc.passes.partition import Partitioned, apply
+from neocc.passes.remat import KEEP, RECOMPUTE, open_values
 from neocc.passes.simplify import simplify
 
 USABLE = 0.92  # share of HBM that a plan may fill: a compiler's block for temporaries has gaps
@@ -92,8 +93,9 @@ class Plan:
     memory_limit: bytes per device that the plan may hold. flops: of matrix products, per device
     and step, recomputation included; model_flops: of the whole unpadded step on all devices
     together, without recomputation. ready: what was planned, with what was still open: program
-    and assignment are decided, problem and solution speak of ready's. given: the layout was read,
-    not solved for, and nothing is proved of it.
+    and assignment are decided, problem and solution speak of ready's. saved: for each
+    value that ready leaves open, ``keep`` or ``recompute``. given: the layout was read, not solved
+    for, and nothing is proved of it.
     """
 
     program: Program
@@ -111,6 +113,7 @@ class Plan:
     flops: int
     model_flops: int
     ready: Ready
+    saved: Mapping[str, str]
     given: bool = False
 
     @property
@@ -126,7 +129,8 @@ class Plan:
     def mfu(self) -> float:
         """Model FLOP/s over peak FLOP/s of the matrix unit in bf16, all devices."""
         peak_flops = self.chip.peak_flops["bf16"] * self.mesh.size
-        return self.model_flops / (self.timeline.step * peak_flops)
+        step = self.timeline.step
+        return self.model_flops / (step * peak_flops) if step else 0.0
 
 
 def make_plan(
@@ -194,6 +198,10 @@ def costed(
         flops=local_flops(partitioned.program.body, mesh),
         model_flops=model_flops(ready.unpadded.body),
         ready=ready,
+        saved={
+            name: RECOMPUTE if problem.recomputes(solution.picked, op) else KEEP
+            for name, op in open_values(problem.program).items()
+        },
     )
 
 
@@ -205,20 +213,20 @@ def solve_within(problem: Problem, available: float, seconds: float) -> tuple[So
     fit, memory is priced: each price gives an assignment and a bound (Lagrange), and the best
     pair starts a last search with hard limits, which runs for at most ``seconds``.
     """
-    at = points(problem)
     fastest = solve(problem)
-    memory, point = peak(problem, fastest, at)
+    memory, op = peak(problem, fastest)
     if memory.peak <= available:
         return fastest, memory
-    rows = {point.op: limit(problem, point, available)}
+    at = {point.op: point for point in points(problem)}
+    rows = {op: limit(problem, at[op], available)}
 
     def priced(price: float) -> tuple[Solution, Memory]:
         while True:
             found = solve(problem, list(rows.values()), memory_price=price)
-            memory, point = peak(problem, found, at)
-            if point.op in rows or memory.peak <= available:
+            memory, op = peak(problem, found)
+            if op in rows or memory.peak <= available:
                 return found, memory
-            rows[point.op] = limit(problem, point, available)
+            rows[op] = limit(problem, at[op], available)
 
     found, best = fastest, None
     bound, price = fastest.bound, fastest.objective
@@ -243,11 +251,11 @@ def solve_within(problem: Problem, available: float, seconds: float) -> tuple[So
         found = solve(problem, list(rows.values()), start=best[0], time_limit=seconds)
         seconds -= found.seconds
         bound = max(bound, found.bound)
-        memory, point = peak(problem, found, at)
+        memory, op = peak(problem, found)
         if memory.peak <= available:
             best = (found, memory)
             break
-        rows[point.op] = limit(problem, point, available)
+        rows[op] = limit(problem, at[op], available)
     return replace(best[0], bound=bound), best[1]
 
 

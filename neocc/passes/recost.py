@@ -13,7 +13,7 @@ from neocc.ir.program import Input, Op, Region, Value
 from neocc.ir.types import TensorType
 from neocc.passes.decisions import Decisions, assign
 from neocc.passes.layout.algebra import Assignment, Boundary, Move, Strategy, op_layouts
-from neocc.passes.layout.memory import peak, points
+from neocc.passes.layout.memory import peak
 from neocc.passes.layout.notation import layout_text
 from neocc.passes.layout.problem import Choice, Problem, Rules, build
 from neocc.passes.layout.rules import given_layout
@@ -22,6 +22,7 @@ from neocc.passes.names import Names, program_names
 from neocc.passes.partition.reshard import Allowed, reshard_tree
 from neocc.passes.partition.verify import verify_partitioned
 from neocc.passes.plan import Plan, Ready, costed
+from neocc.passes.remat import decide
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,12 @@ def recost(ready: Ready, given: Decisions, available: float) -> Recosted:
     Raises:
         LayoutError: a decision is not legal, or not one that neocc can cost.
     """
+    ready = replace(ready, program=decide(ready.program, given.saved))
     assignment = assign(ready.program, ready.mesh, given)
     problem, picked = locate(ready, assignment)
     moves, rerouted = routes(problem, assignment)
-    return Recosted(as_given(ready, problem, picked, moves, available), rerouted)
+    plan = as_given(ready, problem, picked, moves, available)
+    return Recosted(replace(plan, saved=given.saved), rerouted)
 
 
 def as_given(
@@ -59,7 +62,7 @@ def as_given(
     nothing = np.zeros(0)
     assignment = problem.assignment(picked, moves)
     solution = Solution(assignment, picked, 0.0, 0.0, 0.0, nothing, 0, 0)
-    memory, _ = peak(problem, solution, points(problem))
+    memory, _ = peak(problem, solution)
     plan = costed(ready, problem, solution, memory, available)
     verify_partitioned(plan.partitioned, plan.program)
     found = replace(solution, objective=plan.timeline.step)

@@ -6,10 +6,15 @@ it does not take: ops that compute a value again, and, of the loops, the stacks 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from neocc.ir.errors import LayoutError
 from neocc.ir.program import Op, Program, Region, Value
+from neocc.passes.simplify import dead_code
+
+KEEP, RECOMPUTE = "keep", "recompute"
 
 
 @dataclass(frozen=True)
@@ -106,3 +111,46 @@ def resolve(program: Program, dropped: Droppable, recomputed: Callable[[Op], boo
 
     body = rewrite(program.body)
     return Resolved(replace(program, body=body), made, regions, values)
+
+
+def open_values(program: Program) -> dict[str, Op]:
+    """Each ``either`` under a name: the op that would compute its value again, and its line."""
+    found: dict[str, Op] = {}
+    seen: Counter[str] = Counter()
+    makers = {v: op for op in program.body.walk() for v in op.results}
+    for op in program.body.walk():
+        if op.kind == "either":
+            kind = makers[op.operands[1]].kind
+            name = f"{kind} at {op.loc}" if op.loc else kind
+            seen[name] += 1
+            found[f"{name} #{seen[name]}" if seen[name] > 1 else name] = op
+    return found
+
+
+def decide(program: Program, saved: Mapping[str, str]) -> Program:
+    """The program in which each open value is kept or recomputed, as ``saved`` says by its name;
+    where lines have moved, by its place.
+
+    Raises:
+        LayoutError: a name that is not open, or one that ``saved`` lacks.
+    """
+    known = open_values(program)
+    if [n.split()[0] for n in saved] == [n.split()[0] for n in known]:
+        saved = dict(zip(known, saved.values(), strict=True))
+    for name in saved:
+        if name not in known:
+            raise LayoutError(
+                f"saved: {name!r} is no value that the model leaves open; it leaves open "
+                f"{', '.join(map(repr, known)) or 'none: recompute in its config is not none'}"
+            )
+    for name in known:
+        if name not in saved:
+            raise LayoutError(f"saved: {name!r} is missing; it is {KEEP!r} or {RECOMPUTE!r}")
+    if not known:
+        return program
+    again = {op for name, op in known.items() if saved[name] == RECOMPUTE}
+    regions = (r for op in program.body.walk() for r in op.regions)
+    nothing = Droppable(
+        frozenset(), frozenset(), dict.fromkeys((program.body, *regions), frozenset())
+    )
+    return dead_code(resolve(program, nothing, again.__contains__).program)

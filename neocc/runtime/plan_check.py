@@ -109,17 +109,11 @@ def topology_of(file: PlanFile, target: Chip) -> Topology:
 
 def planned_as_a_whole(given: Decisions) -> Decisions:
     """Raises:
-    NeoccError: a plan that splits the batch in time, or recomputes, which cannot be costed.
+    NeoccError: a plan that splits the batch in time, which cannot be costed.
     """
     if given.microbatches != 1:
         raise NeoccError(
             f"microbatches is {given.microbatches}; this neocc plans whole batches only: write 1"
-        )
-    if given.saved:
-        name = next(iter(given.saved))
-        raise NeoccError(
-            f"saved: {name!r}; this neocc takes recomputation from the model, not from a plan: "
-            "leave 'saved' empty"
         )
     return given
 

@@ -86,7 +86,8 @@ def test_less_memory_is_paid_for_with_computing_again() -> None:
 def test_a_program_of_recomputation_computes_the_same_cut() -> None:
     mesh = Mesh.parse("2")
     problem = build(STEP, mesh, CostModel.of(chip("v5e"), mesh))
-    _, point = peak(problem, solve(problem), points(problem))
+    _, op = peak(problem, solve(problem))
+    point = next(p for p in points(problem) if p.op is op)
     solution = solve(problem, [limit(problem, point, 1.0)], memory_price=1.0)
     program, assignment = problem.resolve(solution.picked, solution.assignment)
     assert any(op.attrs.get("recomputed") for op in program.body.walk())

@@ -8,7 +8,7 @@ whole, and, inside, what the body holds at its own points.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from neocc.ir.mesh import Layout
@@ -60,17 +60,43 @@ class Memory:
         return sum(self.by_kind.values())
 
 
-def points(problem: Problem) -> list[Point]:
-    """Every point of the problem's program."""
+def points(problem: Problem, picked: Mapping[Choice, int] | None = None) -> list[Point]:
+    """Every point of the problem's program; with ``picked``, without what is off. Where that is
+    open, a value is held until the last op that may read it."""
     flows = {f.value: f for f in problem.flows}
-    return list(region_points(problem, flows, problem.program.body, ()))
+    take = (lambda region: region) if picked is None else without_off(problem, picked)
+    return list(region_points(problem, flows, take, problem.program.body, ()))
+
+
+def without_off(problem: Problem, picked: Mapping[Choice, int]) -> Callable[[Region], Region]:
+    """A region's ops that are on, each ``either`` with the one operand that it takes."""
+    off = problem.dropped(picked)
+
+    def take(region: Region) -> Region:
+        ops: list[Op] = []
+        for op in region.ops:
+            if op.kind == "either":
+                operand = op.operands[problem.recomputes(picked, op)]
+                ops.append(Op("either", [operand], op.results, loc=op.loc))
+            elif op not in off.ops:
+                ops.append(op)
+        gone = off.outputs[region]
+        outputs = tuple(v for i, v in enumerate(region.outputs) if i not in gone)
+        return Region(region.args, tuple(ops), outputs)
+
+    return take
 
 
 def region_points(
-    problem: Problem, flows: dict[Value, Flow], region: Region, outside: tuple[Live, ...]
+    problem: Problem,
+    flows: dict[Value, Flow],
+    take: Callable[[Region], Region],
+    whole: Region,
+    outside: tuple[Live, ...],
 ) -> Iterator[Point]:
     program = problem.program
-    kinds = value_kinds(problem, region)
+    region = take(whole)
+    kinds = value_kinds(problem, region, whole is program.body)
     stored = materialised(region)
     last = last_use(region, stored)
     held: list[tuple[int, int, Live]] = []
@@ -78,7 +104,7 @@ def region_points(
     def hold(begin: int, end: int, value: Value) -> None:
         held.append((begin, end, Live(value, kinds[value], problem.sources[value][0])))
 
-    if region is program.body:
+    if whole is program.body:
         replacing = {
             program.output_value(i.name) for i in program.inputs if i.name in program.outputs
         }
@@ -87,7 +113,7 @@ def region_points(
     else:
         replacing = set()
         # Slices of stacked operands are read in place; carried values are the loop's own.
-        for v in region.args[: len(region.args) - problem.slices[region]]:
+        for v in region.args[: len(region.args) - problem.slices[whole]]:
             hold(-1, last.get(v, -1), v)
     for i, op in enumerate(region.ops):
         for v in op.results:
@@ -96,22 +122,22 @@ def region_points(
                 hold(i, last.get(v, i), v)
     for v, flow in flows.items():
         readers = [i for i, op in enumerate(region.ops) if v in op.operands]
-        if flow.region is region and readers:
+        if flow.region is whole and readers:
             live = Live(v, "temporaries", problem.sources[v][0], flow)
             held.append((readers[0], readers[-1], live))
     for i, op in enumerate(region.ops):
         here = tuple(live for begin, end, live in held if begin <= i <= end)
         if op.kind == "repeat":
-            yield from region_points(problem, flows, op.regions[0], (*outside, *here))
+            yield from region_points(problem, flows, take, op.regions[0], (*outside, *here))
         else:
             yield Point(op, (*outside, *here))
 
 
-def value_kinds(problem: Problem, region: Region) -> dict[Value, str]:
+def value_kinds(problem: Problem, region: Region, outermost: bool) -> dict[Value, str]:
     """What each value of a region is, for the report."""
     kinds = {v: "temporaries" for op in region.ops for v in op.results}
     kinds.update(dict.fromkeys(region.args, "temporaries"))
-    if region is problem.program.body:
+    if outermost:
         kinds.update({v: ROLES[i.role] for i, v in problem.program.named_inputs})
     read_by_loops = {v for op in region.ops if op.kind == "repeat" for v in op.operands}
     for op in region.ops:
@@ -129,7 +155,9 @@ def materialised(region: Region) -> set[Value]:
             found.update(op.results)
             if op.kind != "reduce":
                 found.update(op.operands)
-    return {v for v in found if v.type.dims}
+    # An either is a name of what it takes.
+    names = {op.result for op in region.ops if op.kind == "either"}
+    return {v for v in found - names if v.type.dims}
 
 
 def last_use(region: Region, stored: set[Value]) -> dict[Value, int]:
@@ -163,16 +191,16 @@ def measure(problem: Problem, solution: Solution) -> Callable[[Live], int]:
     return size
 
 
-def peak(problem: Problem, solution: Solution, at: list[Point]) -> tuple[Memory, Point]:
-    """The memory of a solution, and the point where it peaks."""
+def peak(problem: Problem, solution: Solution) -> tuple[Memory, Op]:
+    """The memory of a solution, and the op at which it peaks."""
     size = measure(problem, solution)
-    point = max(at, key=lambda p: sum(map(size, p.live)))
+    point = max(points(problem, solution.picked), key=lambda p: sum(map(size, p.live)))
     by_kind = dict.fromkeys(KINDS, 0)
     for live in point.live:
         by_kind[live.kind] += size(live)
     largest = sorted(point.live, key=size, reverse=True)[:8]
     named = tuple((live.value.name or str(live.value.type), size(live)) for live in largest)
-    return Memory(by_kind, point.name, named), point
+    return Memory(by_kind, point.name, named), point.op
 
 
 def limit(problem: Problem, point: Point, available: float) -> Limit:

@@ -194,16 +194,16 @@ class Problem:
             outputs[region] = frozenset(i for i, end in enumerate(out) if off(end))
         return Droppable(frozenset(ops), frozenset(args), outputs)
 
+    def recomputes(self, picked: Mapping[Choice, int], op: Op) -> bool:
+        """Whether an ``either`` gets its value from ops that compute it again."""
+        again = self.sources[op.operands[1]]
+        return any(end.layouts[picked[end.choice]] is not None for end in again)
+
     def resolve(
         self, picked: Mapping[Choice, int], assignment: Assignment
     ) -> tuple[Program, Assignment]:
         """The program without what is off and without ``either``, and its assignment."""
-
-        def recomputed(op: Op) -> bool:
-            again = self.sources[op.operands[1]]
-            return any(end.layouts[picked[end.choice]] is not None for end in again)
-
-        made = resolve(self.program, self.dropped(picked), recomputed)
+        made = resolve(self.program, self.dropped(picked), lambda op: self.recomputes(picked, op))
         moves: dict[Value, frozenset[tuple[Layout, Layout]]] = {}
         for v, used in (assignment.moves or {}).items():
             new = made.values.get(v, v)
