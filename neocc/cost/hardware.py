@@ -7,10 +7,11 @@ is per chip, as the vendors publish it.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
@@ -66,12 +67,25 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """Where a chip's fitted figures were measured: JAX's name of the devices, how many, the day."""
+
+    device: str
+    devices: int
+    date: str
+
+    def __str__(self) -> str:
+        many = f"{self.devices} x " if self.devices > 1 else ""
+        return f"calibrated on {many}{self.device}, {self.date}"
+
+
+@dataclass(frozen=True, slots=True)
 class Chip:
     """One device of an accelerator. Rates are dense peaks; see ``sources`` and ``assumptions``."""
 
     name: str
     title: str
-    kind: Literal["tpu", "gpu"]
+    kind: Literal["tpu", "gpu", "cpu"]
     device: str  # what JAX presents as one device
     devices_per_chip: int
     peak_flops: Mapping[str, float] = field(hash=False)  # dtype of the operands -> FLOP/s
@@ -82,10 +96,11 @@ class Chip:
     hbm_efficiency: float  # fraction of it that a large fusion reaches
     collective_overhead: float  # seconds to launch and to finish one collective
     torus: Torus | None  # TPU: between chips
-    switch: Switch | None  # GPU: the NVLink domain; TPU with two devices a chip: that pair
+    switch: Switch | None  # the NVLink domain; a TPU chip's two devices; a host's simulated ones
     network: Link  # beyond those: NIC of a GPU, data-centre network of a TPU
     sources: tuple[str, ...]
     assumptions: Mapping[str, str] = field(hash=False)  # field of the table -> why
+    calibration: Calibration | None = None  # None: the table's own figures
 
     def flops(self, dtype: str) -> float:
         """Peak FLOP/s of a matrix product of operands of ``dtype`` (``bf16``, ``f32``, ...).
@@ -118,13 +133,61 @@ def chip(name: str) -> Chip:
     Raises:
         HardwareError: no such chip; names the nearest ones and all that are known.
     """
+    known = known_name(name)
+    return _chip(known, _table()["chips"][known])
+
+
+def known_name(name: str) -> str:
+    """The table's name of a chip, behind its aliases.
+
+    Raises:
+        HardwareError: as ``chip``.
+    """
     table = _table()
     known = table["aliases"].get(name.lower(), name.lower())
     if known not in table["chips"]:
         near = difflib.get_close_matches(name.lower(), [*table["chips"], *table["aliases"]])
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise HardwareError(f"unknown chip {name!r}; {hint}known: {', '.join(table['chips'])}")
-    return _chip(known, table["chips"][known])
+    return known
+
+
+def table_row(name: str) -> dict[str, Any]:
+    """A copy of a chip's row in hardware.json.
+
+    Raises:
+        HardwareError: as ``chip``.
+    """
+    return copy.deepcopy(_table()["chips"][known_name(name)])
+
+
+def chip_of_row(name: str, row: Mapping[str, Any], calibration: Calibration | None = None) -> Chip:
+    """The chip that a row in hardware.json's form describes.
+
+    Raises:
+        HardwareError: a field is missing or not of its type.
+    """
+    try:
+        return replace(_chip(name, dict(row)), calibration=calibration)
+    except KeyError as error:
+        raise HardwareError(f"the row of {name} lacks the field {error.args[0]!r}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise HardwareError(f"the row of {name} is not right: {error}") from None
+
+
+def device_chip(device_kind: str) -> str:
+    """The name of the chip that JAX calls ``device_kind`` (``NVIDIA H100 80GB HBM3``: h100).
+
+    Raises:
+        HardwareError: the table has no such device.
+    """
+    kinds = {kind.lower(): name for kind, name in _table()["device_kinds"].items()}
+    if device_kind.lower() not in kinds:
+        raise HardwareError(
+            f"no chip of the table is a {device_kind!r}: say with --chip which one it is nearest"
+            f" to ({', '.join(chip_names())}), or give --chip a file with a row of its own"
+        )
+    return kinds[device_kind.lower()]
 
 
 def _chip(name: str, row: dict[str, Any]) -> Chip:
@@ -139,6 +202,8 @@ def _chip(name: str, row: dict[str, Any]) -> Chip:
         )
     if "die" in row:
         switch = Switch(row["die"]["size"], Link(**row["die"]["link"]))
+    if "host" in row:
+        switch = Switch(row["host"]["size"], Link(**row["host"]["link"]))
     if "nvlink" in row:
         switch = Switch(row["nvlink"]["domain"], Link(**row["nvlink"]["link"]))
     m, n, k = row["matmul_tile"]
