@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -21,6 +22,15 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PLAN = "out/plan.json"  # a command that reads it comes after one that writes it
 MAKE_PLAN = "compile models/gpt.py --preset tiny --mesh 2x2 --no-compare --emit plan out"
+HARDWARE = {
+    "schema": 1,
+    "chip": "h100",
+    "device": {"kind": "NVIDIA H100 80GB HBM3", "count": 8},
+    "date": "2026-11-25",
+    "fields": {"matmul_efficiency": 0.61},
+    "nominal": {},
+    "row": None,
+}
 HEAVY = ("--audit", "hlo", "gpt3-13b")
 
 
@@ -55,8 +65,10 @@ def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "models" / "gpt.py").write_text((ROOT / "models" / "gpt.py").read_text())
     (model,) = blocks(ROOT / "README.md", "python")
     (tmp_path / "perceptron.py").write_text(model)
+    (tmp_path / "h100.calibrated.json").write_text(json.dumps(HARDWARE))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NEOCC_DUMP", raising=False)
+    jax.devices()  # as many as conftest asks for, whichever command comes first
     return tmp_path
 
 
@@ -67,8 +79,9 @@ def test_a_documented_command_works(command: str, readers_folder: Path):
     if PLAN in command:
         assert CliRunner().invoke(app, MAKE_PLAN.split()).exit_code == 0
     result = CliRunner().invoke(app, arguments)
-    # 1 is an answer too: it does not fit, and the report says what would.
-    fits = "does not fit:" not in result.stdout
+    # 1 is an answer too: it does not fit, and the report says what would; a machine is too busy to
+    # be calibrated, and the reasons are told.
+    fits = "does not fit:" not in result.stdout and "nothing was written" not in result.stderr
     assert result.exit_code == (0 if fits else 1), result.output
     if "--json" in arguments:
         assert json.loads(result.stdout)["ok"]

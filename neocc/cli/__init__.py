@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 import neocc
+from neocc.cli.calibrate import calibrate_command
 from neocc.cli.request import DEFAULT_TARGET, bytes_of, planned, request, told_errors
 from neocc.cost.hardware import chip
 from neocc.frontends import model_file
@@ -57,6 +58,9 @@ def compile_command(
         str | None,
         typer.Option(help="The chip: v5e, v5p, v6e, h100, ...", show_default=DEFAULT_TARGET),
     ] = None,
+    hardware: Annotated[
+        Path | None, typer.Option(help="A file that neocc calibrate wrote: its chip and figures.")
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences in a step.")] = None,
     layout: Annotated[
         str | None, typer.Option(help="Dims that mesh axes cut: batch:x,heads:y; in full or part.")
@@ -97,9 +101,9 @@ def compile_command(
         if print_after and print_after not in PASSES:
             raise NeoccError(f"no pass {print_after!r}; one of {', '.join(PASSES)}")
         if plan is None:
-            asked = request(model, preset, config, mesh, layout, batch, target)
+            asked = request(model, preset, config, mesh, layout, batch, target, hardware)
         else:
-            asked = planned(plan, model, preset, config, mesh, layout, batch, target)
+            asked = planned(plan, model, preset, config, mesh, layout, batch, target, hardware)
         compilation = compile_model(
             asked.model,
             asked.mesh,
@@ -201,6 +205,9 @@ def train_command(
             typer.echo(f"neocc: {error}", err=True)
             raise typer.Exit(1) from None
         console.print(progress.summary(seen), highlight=False)
+
+
+app.command("calibrate")(calibrate_command)
 
 
 def opened(path: Path) -> TextIO:

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from neocc.cost.calibration import chip_of_file
 from neocc.cost.hardware import Chip, HardwareError, chip
 from neocc.frontends import model_file
 from neocc.ir.errors import NeoccError
@@ -44,6 +45,7 @@ def request(
     layout: str | None,
     batch: int | None,
     target: str | None,
+    hardware: Path | None = None,
 ) -> Request:
     """Loads the model. A config file's own mesh and layout count where no --mesh is given."""
     if name is None:
@@ -53,7 +55,7 @@ def request(
     if batch is not None:
         model = model.with_fields(batch=batch)
     source = source_of(name, model, config, {} if batch is None else {"batch": batch})
-    device = chip(target or DEFAULT_TARGET)
+    device = target_chip(target, hardware, DEFAULT_TARGET)
     notes = list(model.notes)
     if given is None and model.mesh is None:
         raise NeoccError("say which mesh: --mesh 8x16")
@@ -66,6 +68,24 @@ def request(
             f"the config asks for mesh {model.mesh or '?'}, layout {model.layout or '?'}: not used"
         )
     return Request(model, source, chosen, device, layout or "", tuple(notes))
+
+
+def target_chip(target: str | None, hardware: Path | None, default: str) -> Chip:
+    """The chip to plan for: by name, or of a hardware file, which says whose it is.
+
+    Raises:
+        HardwareError: the table has no such chip, or the file is not right.
+        NeoccError: the file is of another chip than ``target``.
+    """
+    if hardware is None:
+        return chip(target or default)
+    found = chip_of_file(hardware)
+    if target is not None and target != found.name and chip(target).name != found.name:
+        raise NeoccError(
+            f"{hardware} calibrates {found.name}, not {target}: leave --target out, or give the "
+            f"file of {target}"
+        )
+    return found
 
 
 def source_of(
@@ -84,6 +104,7 @@ def planned(
     layout: str | None,
     batch: int | None,
     target: str | None,
+    hardware: Path | None = None,
 ) -> Request:
     """What a plan file asks for: its own model where none is named, which is otherwise checked to
     be the same, as are mesh and target."""
@@ -91,7 +112,7 @@ def planned(
         raise NeoccError("--plan has a layout for everything: give --plan or --layout, not both")
     given = read_plan(path)
     wanted = Mesh.parse(mesh) if mesh else given.mesh
-    device = chip(target or given.chip)
+    device = target_chip(target, hardware, given.chip)
     if name is None:
         if preset or config:
             raise NeoccError("--preset and --config are of a model: name the model file as well")
@@ -130,7 +151,7 @@ UNITS = {"": 1, "b": 1} | {
 }
 
 
-def bytes_of(text: str | None) -> float | None:
+def bytes_of(text: str | None, option: str = "--memory") -> float | None:
     """``12GiB``, ``14e9``, ``14 GB`` in bytes.
 
     Raises:
@@ -144,7 +165,7 @@ def bytes_of(text: str | None) -> float | None:
         size = float(number) * UNITS[unit]
         if size > 0:
             return size
-    raise NeoccError(f"--memory {text!r} is no amount of memory: write 12GiB, or bytes")
+    raise NeoccError(f"{option} {text!r} is no amount of memory: write 12GiB, or bytes")
 
 
 @contextlib.contextmanager

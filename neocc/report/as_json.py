@@ -76,7 +76,12 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "schema": SCHEMA,
         "neocc": __version__,
         "mesh": [{"axis": name, "size": size} for name, size in mesh.axes],
-        "chip": {"name": plan.chip.name, "title": plan.chip.title, "hbm": plan.chip.hbm_bytes},
+        "chip": {
+            "name": plan.chip.name,
+            "title": plan.chip.title,
+            "hbm": plan.chip.hbm_bytes,
+            "calibration": plan.chip.calibration and dataclasses.asdict(plan.chip.calibration),
+        },
         **brief(plan),
         "fits": plan.fits,
         "given": plan.given,

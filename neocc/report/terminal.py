@@ -67,7 +67,8 @@ def headline(c: Compilation) -> Text:
     if c.tokens:
         text.append(f", {c.tokens:,} tokens a step")
     text.append(f"; mesh {plan.mesh} = {plan.mesh.size} x {plan.chip.title}")
-    text.append(f" ({bytes_text(plan.chip.hbm_bytes)} each)\n")
+    text.append(f" ({bytes_text(plan.chip.hbm_bytes)} each)")
+    text.append(f", {plan.chip.calibration}\n" if plan.chip.calibration else "\n")
     if plan.fits:
         text.append(f"step {seconds_text(plan.timeline.step)}", style="bold green")
         if c.tokens:

@@ -23,6 +23,7 @@ from neocc.cost.hardware import chip_of_row, device_chip, known_name, table_row
 from neocc.cost.topology import Topology, topology
 from neocc.ir.errors import NeoccError
 from neocc.runtime.measure import Bench, Point, measure, sweep
+from neocc.version import VERSION
 
 CPU = "cpu"
 UNIT = {"cpu": 64}  # side of the smallest product; of an accelerator, 1024
@@ -68,7 +69,7 @@ class Calibrated:
                 ],
             },
             "date": self.date,
-            "versions": {"neocc": neocc_version(), "jax": jax.__version__},
+            "versions": {"neocc": VERSION, "jax": jax.__version__},
             "fields": self.fields,
             "nominal": nominal_rates(self.row, self.fields),
             "fits": [
@@ -85,12 +86,6 @@ class Calibrated:
             "row": self.row if subject.own else None,
             "points": [[type(p).__name__, *p.key[1:], p.seconds] for p in self.points],
         }
-
-
-def neocc_version() -> str:
-    import neocc
-
-    return neocc.__version__
 
 
 def prepare(chip: str | None, mesh: ir_mesh.Mesh | None) -> Subject:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import IO
+from typing import IO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from neocc.runtime.train import Record
 
+P = TypeVar("P")
 LINES = 10  # that a run prints of its loss
 
 
@@ -54,3 +55,22 @@ def summary(records: list[Record]) -> str:
     speed = tokens_per_second(records[1:] or records)
     steps = f"{len(records)} step{'s' if len(records) > 1 else ''}"
     return f"{steps}: loss {first:.4f} -> {last:.4f}, {speed:,.0f} tokens/s"
+
+
+def measured(points: Iterable[tuple[int, int, P]], console: Console) -> list[P]:
+    """All points of a calibration, behind a bar while they are measured."""
+    columns = (
+        TextColumn("measuring"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[last]}"),
+        TimeRemainingColumn(),
+    )
+    found: list[P] = []
+    live = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not live) as progress:
+        task = progress.add_task("", total=None, last="")
+        for done, total, point in points:
+            found.append(point)
+            progress.update(task, completed=done, total=total, last=type(point).__name__.lower())
+    return found
