@@ -288,22 +288,34 @@ def fit_transfers(row: Mapping[str, Any], laid: Topology, points: Sequence[Trans
         BadFit: too few points, times that fall with bytes, or a start below zero.
     """
     name = "collectives"
-    enough(name, points)
-    groups: dict[tuple[str, int], list[Transfer]] = defaultdict(list)
-    for p in points:
-        groups[p.kind, p.axis].append(p)
-    chosen: list[Transfer] = []
-    rest: list[Transfer] = []
-    for (kind, axis), group in groups.items():
-        here, there = halves(group)
-        chosen, rest = chosen + here, rest + there
-        enough(f"{kind} on mesh axis {axis}", group)
-        line(f"{kind} on mesh axis {axis}", group)
+    reasons: list[str] = []
+    for (kind, axis), group in grouped(points).items():
+        try:
+            enough(f"{kind} on mesh axis {axis}", group)
+            line(f"{kind} on mesh axis {axis}", group)
+        except BadFit as error:
+            reasons += error.reasons
+    if reasons:
+        raise BadFit(reasons)
+    chosen, rest = transfer_halves(points)
     model = TransferModel(row, laid)
     fields = model.fields(model.solve(chosen))
     fitted = TransferModel(set_fields(row, fields), laid)
     residual, worst = errors(fitted.predict(fitted.nominal, rest), rest)
     return Fit(name, fields, len(chosen), len(rest), residual, worst)
+
+
+def grouped(points: Iterable[Transfer]) -> dict[tuple[str, int], list[Transfer]]:
+    groups: dict[tuple[str, int], list[Transfer]] = defaultdict(list)
+    for p in points:
+        groups[p.kind, p.axis].append(p)
+    return groups
+
+
+def transfer_halves(points: Iterable[Transfer]) -> tuple[list[Transfer], list[Transfer]]:
+    """``halves`` of each kind on each axis."""
+    split = [halves(group) for group in grouped(points).values()]
+    return [p for here, _ in split for p in here], [p for _, there in split for p in there]
 
 
 @dataclass(frozen=True)
@@ -416,7 +428,11 @@ def best_seen(measured: Measured, row: Mapping[str, Any]) -> dict[str, float]:
     """Nominal rates for a row that has none: the best that any point reached.
 
     For a processor, of which no data sheet is kept. ``row`` has rates of any size, efficiencies of
-    1, no latency and no overhead: what its formulas say is then scaled to the fastest point.
+    1, no latency and no overhead: what its formulas say is then scaled to the fastest point, of
+    links also to what is left of the points when their launches are taken off.
+
+    Raises:
+        BadFit: nothing large was measured, or no bandwidth explains the collectives.
     """
     chip = chip_of_row("measured", row)
     found: dict[str, float] = {}
@@ -428,11 +444,16 @@ def best_seen(measured: Measured, row: Mapping[str, Any]) -> dict[str, float]:
             for p in measured.products
             if p.dtype == dtype
         )
-    found["hbm_bandwidth"] = max(p.bytes / p.seconds for p in measured.passes)
+    if not measured.passes:
+        raise BadFit(["memory passes: no point; give more --seconds"])
+    edge = TINY * max(p.bytes for p in measured.passes)
+    found["hbm_bandwidth"] = max(p.bytes / p.seconds for p in measured.passes if p.bytes > edge)
     if measured.transfers:
         model = TransferModel(row, measured.laid)
         predicted = model.predict(model.nominal, measured.transfers)
         fastest = max(t / p.seconds for t, p in zip(predicted, measured.transfers, strict=True))
+        rates = 1 / model.solve(transfer_halves(measured.transfers)[0])[2::2]
+        fastest = max(fastest, float(rates.max()))
         for link in model.links:
             found[f"{link}.bandwidth"] = get_field(row, f"{link}.bandwidth") * fastest
     return found

@@ -54,7 +54,7 @@ def rate(path: str, value: float, row: Mapping[str, Any]) -> str:
 
 
 def flops_text(value: float) -> str:
-    return f"{value / 1e12:.4g} TFLOP/s"
+    return f"{value / 1e12:.4g} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.4g} GFLOP/s"
 
 
 def bandwidth_text(value: float) -> str:

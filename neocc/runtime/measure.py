@@ -72,7 +72,7 @@ def sweep(unit: int, largest: int, quick: bool = False) -> Sweep:
     transfers = [2**n for n in range(10, 31, 2) if 2**n <= largest]
     if quick:
         ends = (2**12, 2**16, largest // 4, largest)
-        return Sweep((*cubes[:2], *oblong[:2]), ends[1:], ends, call=0.002, repeats=3)
+        return Sweep((*cubes[1:3], *oblong[2:]), ends[1:], ends, call=0.002, repeats=3)
     return Sweep(tuple(cubes + oblong + uneven), tuple(tiny + large), tuple(transfers))
 
 
