@@ -22,7 +22,7 @@ from neocc.passes.layout.algebra import moves as legal_moves
 from neocc.passes.layout.cluster import Cluster
 from neocc.passes.layout.notation import layout_text
 from neocc.passes.layout.problem import FOLLOWERS, unary_strategy
-from neocc.passes.names import Names, program_names
+from neocc.passes.names import Names, program_names, result_name
 from neocc.passes.plan import Plan
 
 Moves = frozenset[tuple[Layout, Layout]]
@@ -214,6 +214,8 @@ class Assigner:
                 f"program's ({len(ours)}): plan again"
             )
         found = dict(zip(said.ops, ours, strict=True))
+        for old, (new, op) in zip(said.ops, names.ops.items(), strict=True):
+            found |= {result_name(old, i): result_name(new, i) for i in range(len(op.results))}
         for op in region.ops:
             for inner in op.regions:
                 loop = self.read[inner].name

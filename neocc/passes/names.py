@@ -81,6 +81,11 @@ def op_name(op: Op, group: Cluster | None, hints: Mapping[Value, str]) -> str:
     return f"{op.kind}{place}" + (f" {hint}" if hint else "")
 
 
+def result_name(op: str, number: int) -> str:
+    """What an op called ``op`` makes; the first result is called as the op."""
+    return f"{op} (result {number + 1})" if number else op
+
+
 def region_names(body: Body, hints: Mapping[Value, str], inner: Mapping[Region, Names]) -> Names:
     region = body.region
     unique, arguments = Unique(), Unique()
@@ -101,7 +106,7 @@ def region_names(body: Body, hints: Mapping[Value, str], inner: Mapping[Region, 
         name = unique(op_name(op, firsts.get(op), hints))
         ops[name] = op
         values[name if name not in values else f"{name} (result)"] = op.results[0]
-        values.update({f"{name} (result {i})": v for i, v in enumerate(op.results[1:], 2)})
+        values.update({result_name(name, i): v for i, v in enumerate(op.results) if i})
     labels = {op: name for name, op in ops.items()}
     groups = {labels[c.ops[0]]: c for c in found}
     called = {v: name for name, v in values.items()}
