@@ -8,9 +8,17 @@ they add, so that time always grows with bytes.
 On an axis of several levels a gather sends over the slow level only what the fast one does not
 already hold (each device of a node brings its own part of the other nodes' data), and chunks
 flow through the levels at once: the slowest level sets the pace, the latencies add.
+
+Between GPU nodes NCCL lays one ring through all devices, so a gather takes a step for each of them,
+at the pace of the slowest hop: at a thousand GPUs that is 10 ms, whatever the bytes (that gathers
+slow down with the number of devices is what arXiv 2205.00119 measures and works around). An all-reduce may go up and down trees
+instead (NCCL 2.4, https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4),
+whose latency grows with the logarithm of the nodes.
 """
 
 from __future__ import annotations
+
+import math
 
 from neocc.cost.topology import AxisLink, Level, Ring
 
@@ -44,7 +52,7 @@ def collective_time(kind: str, full_bytes: float, link: AxisLink) -> float:
         case "all_gather" | "reduce_scatter":
             seconds = _gather(full_bytes, link)
         case "all_reduce":  # a reduce-scatter, then an all-gather
-            seconds = 2 * _gather(full_bytes, link)
+            seconds = 2 * min(_gather(full_bytes, link), _tree(full_bytes, link))
         case "all_to_all":
             seconds = _exchange(full_bytes, link)
         case _:
@@ -53,12 +61,29 @@ def collective_time(kind: str, full_bytes: float, link: AxisLink) -> float:
 
 
 def _gather(full: float, link: AxisLink) -> float:
-    transfer, latency, inside = 0.0, 0.0, 1
+    if any(ring.nodes for level in link.levels for ring in level.rings):
+        latency = (link.size - 1) * max(r.latency for level in link.levels for r in level.rings)
+    else:
+        latency = sum(ring.steps * ring.latency for level in link.levels for ring in level.rings)
+    return _transfer(full, link) + latency
+
+
+def _transfer(full: float, link: AxisLink) -> float:
+    transfer, inside = 0.0, 1
     for level in link.levels:
         transfer = max(transfer, _level_gather(full / inside, level))
-        latency += sum(ring.steps * ring.latency for ring in level.rings)
         inside *= level.size
-    return transfer + latency
+    return transfer
+
+
+def _tree(full: float, link: AxisLink) -> float:
+    """Half of an all-reduce over trees between nodes and chains within them."""
+    latency = 0.0
+    for level in link.levels:
+        for ring in level.rings:
+            steps = math.ceil(math.log2(ring.size)) if ring.nodes else ring.steps
+            latency += steps * ring.latency
+    return _transfer(full, link) + latency
 
 
 def _level_gather(full: float, level: Level) -> float:

@@ -80,6 +80,18 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
+class Multiprocessors:
+    """What shares a GPU's work: ``count`` of them, in clusters of ``cluster`` that share what they
+    load; ``operand_bandwidth`` bytes/s from the L2 cache into all of them together; ``fill``
+    seconds that a tile of a matrix product takes beside its FLOPs."""
+
+    count: int
+    cluster: int
+    operand_bandwidth: float
+    fill: float
+
+
+@dataclass(frozen=True, slots=True)
 class Chip:
     """One device of an accelerator. Rates are dense peaks; see ``sources`` and ``assumptions``."""
 
@@ -98,6 +110,8 @@ class Chip:
     torus: Torus | None  # TPU: between chips
     switch: Switch | None  # the NVLink domain; a TPU chip's two devices; a host's simulated ones
     network: Link  # beyond those: NIC of a GPU, data-centre network of a TPU
+    sm: Multiprocessors | None  # GPU
+    kernel_overhead: float  # seconds from the end of one kernel to the start of the next; GPU
     sources: tuple[str, ...]
     assumptions: Mapping[str, str] = field(hash=False)  # field of the table -> why
     calibration: Calibration | None = None  # None: the table's own figures
@@ -223,6 +237,8 @@ def _chip(name: str, row: dict[str, Any]) -> Chip:
         torus=torus,
         switch=switch,
         network=Link(**row["network"]).shared_by(devices),
+        sm=Multiprocessors(**row["sm"]) if "sm" in row else None,
+        kernel_overhead=row.get("kernel_overhead", 0.0),
         sources=tuple(row["sources"]),
         assumptions=row["assumptions"],
     )

@@ -69,7 +69,8 @@ class CostModel:
         """Time of one run of one op on one device, its iteration dims cut into ``parts``."""
         if op.kind == "einsum":
             batch, m, n, k = matmul_sizes(op, parts)
-            return matmul_time(self.chip, batch, m, n, k, op.operands[0].type.dtype)
+            seconds = matmul_time(self.chip, batch, m, n, k, op.operands[0].type.dtype)
+            return seconds + self.chip.kernel_overhead
         if op.kind in ATTENTION:
             return attention_seconds(self.chip, op, parts, self.attention)
         if op.kind in ("constant", "iota", "rename", "split", "broadcast"):
@@ -80,11 +81,12 @@ class CostModel:
             moved = self.local_bytes(op.operands[0], parts) + self.local_bytes(op.result, parts)
         else:
             moved = sum(self.local_bytes(v, parts) for v in (*op.operands, *op.results))
-        return elementwise_time(self.chip, moved)
+        return elementwise_time(self.chip, moved) + self.chip.kernel_overhead
 
     def traffic_seconds(self, values: Iterable[Value], parts: Parts) -> float:
         """Time to read or write each value once: what a fused cluster costs."""
-        return elementwise_time(self.chip, sum(self.local_bytes(v, parts) for v in values))
+        moved = sum(self.local_bytes(v, parts) for v in values)
+        return elementwise_time(self.chip, moved) + self.chip.kernel_overhead
 
     def local_bytes(self, value: Value, parts: Parts) -> int:
         return local(value.type.dims, parts) * value.type.itemsize

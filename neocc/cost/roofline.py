@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from neocc.cost.hardware import Chip
+from neocc.cost.waves import wave_time
 
-ITEM_BYTES = {"f64": 8, "f32": 4, "i32": 4, "u32": 4, "bf16": 2, "f16": 2, "f8": 1, "i8": 1}
+ITEM_BYTES = {
+    "f64": 8,
+    "f32": 4,
+    "i32": 4,
+    "u32": 4,
+    "bf16": 2,
+    "f16": 2,
+    "f8": 1,
+    "i8": 1,
+    "f4": 0.5,
+}
 
 
 def matmul_time(
@@ -15,16 +26,19 @@ def matmul_time(
     ``dtype`` is that of operands and result. ``efficiency`` is the fraction of the peak that full
     tiles reach (default: the chip's). The matrix unit works in whole tiles: a 64-wide shard on a
     128-wide unit costs what a 128-wide one does. Rows stream past a tile that stays, so they
-    come in finer steps but pay for at least a tile's width. Memory: operands read once, result
-    written once.
+    come in finer steps but pay for at least a tile's width. A GPU works in waves of tiles
+    (``waves``). Memory: operands read once, result written once.
 
     Raises:
         HardwareError: the chip has no rate for ``dtype``.
     """
-    flops = 2.0 * batch * padded_mnk(chip, m, n, k)
     rate = chip.flops(dtype) * (chip.matmul_efficiency if efficiency is None else efficiency)
     moved = batch * (m * k + k * n + m * n) * ITEM_BYTES[dtype]
-    return max(flops / rate, elementwise_time(chip, moved))
+    if chip.sm is None:
+        compute = 2.0 * batch * padded_mnk(chip, m, n, k) / rate
+    else:
+        compute = wave_time(chip.sm, rate, batch, m, n, k, ITEM_BYTES[dtype])
+    return max(compute, elementwise_time(chip, moved))
 
 
 def padded_mnk(chip: Chip, m: int, n: int, k: int) -> int:

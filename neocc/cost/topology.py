@@ -27,7 +27,7 @@ class Ring:
 
     ``bandwidth`` is bytes/s per device in one direction, ``latency`` seconds a step, ``wraps``
     whether the ends are joined (then both directions are of use), ``switched`` whether each device
-    reaches each other directly.
+    reaches each other directly, ``nodes`` whether it joins the nodes of a GPU cluster.
     """
 
     size: int
@@ -35,6 +35,7 @@ class Ring:
     latency: float
     wraps: bool = False
     switched: bool = False
+    nodes: bool = False
 
     @property
     def directions(self) -> int:
@@ -167,12 +168,13 @@ class Topology:
             )
             levels.append(Level(tuple(ring for ring in rings if ring.size > 1)))
         outer = [p.size for p in parts if p.axis == 0]
-        levels.append(_switched(math.prod(outer), chip.network))
+        levels.append(_switched(math.prod(outer), chip.network, nodes=chip.torus is None))
         return AxisLink(tuple(lv for lv in levels if lv.size > 1), chip.collective_overhead)
 
 
-def _switched(size: int, link: Link) -> Level:
-    return Level((Ring(size, link.rate, link.latency, switched=True),) if size > 1 else ())
+def _switched(size: int, link: Link, nodes: bool = False) -> Level:
+    ring = Ring(size, link.rate, link.latency, switched=True, nodes=nodes)
+    return Level((ring,) if size > 1 else ())
 
 
 def _ring(part: Part, size: int, wraps: bool, link: Link) -> Ring:

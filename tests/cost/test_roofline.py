@@ -60,9 +60,12 @@ def test_a_shard_never_takes_longer_than_the_whole(
     assert matmul_time(c, batch, m, n, k, "bf16") <= whole
     assert matmul_time(c, batch, m, n * parts, k, "bf16") >= matmul_time(c, batch, m, n, k, "bf16")
     assert matmul_time(c, batch, m, n, k * parts, "bf16") >= matmul_time(c, batch, m, n, k, "bf16")
-    assert matmul_time(c, batch * parts, m, n, k, "bf16") == pytest.approx(
-        parts * matmul_time(c, batch, m, n, k, "bf16")
-    )
+    together = matmul_time(c, batch * parts, m, n, k, "bf16")
+    one_by_one = parts * matmul_time(c, batch, m, n, k, "bf16")
+    if c.sm is None:
+        assert together == pytest.approx(one_by_one)
+    else:  # a GPU fills its waves with tiles of any product
+        assert together <= one_by_one * 1.000001
 
 
 @given(c=CHIPS, m=SIZE, n=SIZE, k=SIZE)
