@@ -63,6 +63,7 @@ class Case:
     family: str
     plan: str
     runs: tuple[Run, ...]
+    precision: str
     measured: float
     how: str
     opened: str = ""
@@ -191,11 +192,11 @@ def cast_of(row: Row) -> float:
     text = (row.get("precision") or "").lower()
     if "nvfp4" in text:
         return CASTS["nvfp4"]
-    if "rowwise" in text:
+    if "rowwise" in text or row["hardware"].startswith("TPU"):
         return CASTS["rowwise"]
     if "mx" in text and "cs" not in text:
         return CASTS["block"]
-    return CASTS["delayed" if "hybrid" in text or "int8" in text else "current"]
+    return CASTS["delayed" if "hybrid" in text else "current"]
 
 
 def system_of(row: Row) -> System:
@@ -248,6 +249,7 @@ def case_of(row: Row) -> Case:
         family=family,
         plan=describe(row, runs[0]),
         runs=runs,
+        precision=row.get("precision") or "",
         measured=measured,
         how=how,
         opened=opened,
@@ -277,8 +279,8 @@ def gpu_runs(row: Row, model: Dense, name: str) -> tuple[tuple[Run, ...], str]:
     elif not row.get("microbatch"):
         opened.append("microbatch")
     chunks: tuple[int, ...] = (row.get("vp") or 1,)
-    if system is MEGATRON_CORE and stages > 1 and not row.get("vp"):
-        # Sends overlap only in the interleaved schedule, which the source says they do.
+    if system.send_overlap and stages > 1 and not row.get("vp"):
+        # Sends overlap only in the interleaved schedule, and the source says that they do.
         chunks = tuple(v for v in range(1, 33) if model.layers % (stages * v) == 0)
         opened.append("chunks")
     found = [
@@ -366,7 +368,16 @@ def selective_cases() -> list[Case]:
             key = key_of({"source": source, "model": name, "plan": plan, "seconds": measured})
             found.append(
                 Case(
-                    key, source, f"GPT-{name}", "a100-80gb", "A100", plan, (run,), measured, "step"
+                    key=key,
+                    source=source,
+                    model=f"GPT-{name}",
+                    hardware="a100-80gb",
+                    family="A100",
+                    plan=plan,
+                    runs=(run,),
+                    precision="fp16",
+                    measured=measured,
+                    how="step",
                 )
             )
     return found

@@ -39,9 +39,10 @@ class Plan:
 
     ``data`` devices share each weight (FSDP; 1 for none), ``context`` the sequence, ``tensor`` the
     heads and the feed-forward; ``sequence``: the rest is cut along seq on the tensor axis.
-    ``attention``: rate of a fused attention kernel as a share of that of a large product; None
-    where scores are stored. ``low``: dtype of the layer's products, if it is not that of the activations; ``cast``:
-    bytes moved to bring one element of an activation into it, in all the forms that products want.
+    ``attention``: rate of the products in a fused attention kernel as a share of that of a large
+    product; None where scores are stored. ``low``: dtype of the layer's products, if it is not that of the activations; ``cast``:
+    bytes moved to bring one element of an activation into it, in all the forms that products want;
+    ``cast_weights``: one of a weight, for one product.
     """
 
     data: int = 1
@@ -52,6 +53,7 @@ class Plan:
     dropout: bool = False
     low: str | None = None
     cast: float = 4.0
+    cast_weights: float = 0.0
     dtype: str = "bf16"
 
 
@@ -240,18 +242,21 @@ def weight_of(op: Op) -> str:
 def add_scores(
     problem: Problem, region: Region, into: Pass, cost: Pricing, backward: bool
 ) -> None:
-    """Kernels over scores that lie in memory: a softmax reads and writes them, its gradient reads
-    two and writes one; dropout is a kernel of its own each way, with a mask of a byte (Megatron's
-    fused softmax and separate dropout, arXiv 2205.05198 section 4.1)."""
-    if cost.plan.attention:
-        return
+    """What attention takes beside its products. Fused: an exponential a score, which the tensor
+    cores wait for (arXiv 2407.08608 section 3.2 overlaps a part). Scores in memory: a softmax reads
+    and writes them, its gradient reads two and writes one; dropout is a kernel of its own each way,
+    with a mask of a byte (Megatron, arXiv 2205.05198 section 4.1)."""
     score = next(
         (v for op in region.ops for v in op.results if is_score(v)),
         next((v for v in region.args if is_score(v)), None),
     )
     if score is None:
         return
-    size = score.type.size / (cost.plan.tensor * cost.plan.context * max(1, data_size(problem)))
+    size = score.type.size / problem.mesh.size
+    if cost.plan.attention:
+        if cost.chip.sm and cost.model:
+            into.core += size * cost.model.attended / cost.chip.sm.exponentials
+        return
     item = ITEM_BYTES[cost.plan.dtype]
     touched = 3 * item if backward else 2 * item
     if cost.plan.dropout:
@@ -264,29 +269,28 @@ def is_score(v: Value) -> bool:
     return {"seq", "memory", "batch"} <= set(v.type.names)
 
 
-def data_size(problem: Problem) -> int:
-    return problem.mesh.sizes[problem.mesh.index("data")]
-
-
 def add_casts(
     problem: Problem, region: Region, chosen: dict[Op, Strategy], into: Pass, cost: Pricing
 ) -> None:
     """Casts to the narrow dtype of each activation that meets a weight: by rows for this product,
-    by columns for the weight's gradient."""
+    by columns for the weight's gradient, and of the weight."""
     if cost.plan.low is None:
         return
     done: set[Value] = set()
     for op in region.ops:
         if op.kind != "einsum" or is_core(op) or weight_of(op) not in MATRICES:
             continue
-        value = op.operands[0] if op.operands[0].name not in MATRICES else op.operands[1]
+        weight, value = sorted(op.operands, key=lambda v: v.name not in MATRICES)
+        strategy = chosen[op]
+
+        def elements(v: Value, s: Strategy = strategy) -> float:
+            return cost.local_bytes(v, lambda d: s.parts(d, problem.mesh)) / v.type.itemsize
+
+        into.traffic += elementwise_time(cost.chip, elements(weight) * cost.plan.cast_weights)
         if value in done:
             continue
         done.add(value)
-        strategy = chosen[op]
-        local = cost.local_bytes(value, lambda d, s=strategy: s.parts(d, problem.mesh))
-        elements = local / value.type.itemsize
-        into.traffic += elementwise_time(cost.chip, elements * cost.plan.cast)
+        into.traffic += elementwise_time(cost.chip, elements(value) * cost.plan.cast)
         into.traffic += cost.chip.kernel_overhead
 
 

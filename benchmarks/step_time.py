@@ -102,21 +102,13 @@ def slice_of(chip: Chip, chips: int) -> tuple[int, ...]:
     return default_slice(chip.torus, chips)
 
 
-@dataclass(frozen=True)
-class Times:
-    """Seconds of one layer's pass on one device: compute, and communication that is waited for."""
-
-    compute: float
-    waited: float
-
-    @property
-    def total(self) -> float:
-        return self.compute + self.waited
+def compute_seconds(p: Pass, efficiency: float) -> float:
+    return (p.product + p.core) / efficiency + p.traffic + p.core_traffic
 
 
-def compute_seconds(p: Pass, efficiency: float, host: float) -> float:
-    device = (p.product + p.core) / efficiency + p.traffic + p.core_traffic
-    return max(device, p.kernels * host)
+def launches(*passes: Pass) -> int:
+    """Kernels and collectives that the host launches."""
+    return sum(p.kernels + len(p.sent) for p in passes)
 
 
 def bucket(sent: list[Sent]) -> float:
@@ -134,6 +126,7 @@ def waited(
     p: Pass,
     compute: float,
     system: System,
+    chip: Chip,
     extra: float = 0.0,
     again: bool = False,
     narrow: bool = False,
@@ -152,29 +145,32 @@ def waited(
     )
     context = sum(s.seconds for s in p.sent if s.axis == "context" and not s.weight)
     weights = [s for s in p.sent if s.axis == "data"]
-    gathers = [s for s in weights if s.kind == "all_gather"]
-    data = bucket([s for s in weights if s.kind != "all_gather"])
-    data += bucket(gathers) if system.bucketed else sum(s.seconds for s in gathers)
+    data = bucket(weights) if system.bucketed else sum(s.seconds for s in weights)
     if again and system.regather:
-        data += sum(s.seconds for s in gathers)
+        data += sum(s.seconds for s in weights if s.kind == "all_gather")
+    data += elementwise_time(chip, system.copies * sum(s.bytes for s in weights))
     hidden = min(system.tensor_overlap * tensor, compute)
     hidden += min(0.9 * context, p.core)
     hidden += min(system.weight_overlap * data, compute)
     return tensor + context + data - min(hidden, compute)
 
 
-def layer_times(run: Run, cost: LayerCost, efficiency: float) -> tuple[Times, Times]:
+def layer_times(run: Run, cost: LayerCost, efficiency: float) -> tuple[float, float]:
+    """Seconds of the forward and the backward pass of one layer on one device: compute and what is
+    waited for, or the time that the host takes to launch it all."""
     system = run.system
-    forward = compute_seconds(cost.forward, efficiency, system.host)
     narrow = run.low is not None and run.cast < CASTS["rowwise"]
-    ahead = Times(forward, waited(cost.forward, forward, system, narrow=narrow))
+    forward = compute_seconds(cost.forward, efficiency)
+    ahead = forward + waited(cost.forward, forward, system, run.chip, narrow=narrow)
     names, core = RECOMPUTED[run.recompute]
     products = sum(t for n, t in cost.forward.products.items() if n in names)
     sent = [s for s in cost.forward.sent if s.axis == "tensor" and not s.weight]
     extra = 0.0
+    launched = launches(cost.backward)
     if run.recompute == "full" and system.rerun:
         recomputed = forward
         extra = sum(s.seconds for s in sent)
+        launched += launches(cost.forward)
     else:
         if run.recompute != "none" and "down" in names:
             products -= cost.forward.products["down"]
@@ -183,10 +179,11 @@ def layer_times(run: Run, cost: LayerCost, efficiency: float) -> tuple[Times, Ti
         recomputed = products / efficiency
         if core:
             recomputed += cost.forward.core / efficiency + cost.forward.core_traffic
-    backward = compute_seconds(cost.backward, efficiency, system.host) + recomputed
+    backward = compute_seconds(cost.backward, efficiency) + recomputed
     backward += elementwise_time(run.chip, added_bytes(run))
     again = run.recompute == "full"
-    return ahead, Times(backward, waited(cost.backward, backward, system, extra, again, narrow))
+    back = backward + waited(cost.backward, backward, system, run.chip, extra, again, narrow)
+    return max(ahead, launches(cost.forward) * system.host), max(back, launched * system.host)
 
 
 def added_bytes(run: Run) -> float:
@@ -218,6 +215,7 @@ def predict(run: Run, efficiency: float = 1.0) -> float:
         dropout=system.dropout,
         low=run.low,
         cast=run.cast,
+        cast_weights=system.cast_weights,
         dtype=run.dtype,
     )
     inner = (at.data if run.fsdp else AxisLink(()), at.context, at.tensor)
@@ -228,12 +226,12 @@ def predict(run: Run, efficiency: float = 1.0) -> float:
         embedding_cost(padded, run.batch, chip, replace(plan, low=None), inner),
         head_cost(padded, run.batch, chip, replace(plan, low=None), inner),
     ):
-        busy = compute_seconds(cost.forward, efficiency, system.host)
-        ends.append(busy + waited(cost.forward, busy, system))
+        busy = compute_seconds(cost.forward, efficiency)
+        ends.append(busy + waited(cost.forward, busy, system, chip))
     logits = run.batch * m.seq * padded.vocab / (run.tensor * run.context)
     ends[1] += elementwise_time(chip, logits * system.loss)
     held = layers_of_stages(m.layers, run.stages)
-    stages = [Stage(n * ahead.total, n * back.total) for n in held]
+    stages = [Stage(n * ahead, n * back) for n in held]
     stages[0] = Stage(stages[0].forward + ends[0] / 2, stages[0].backward + ends[0] / 2)
     stages[-1] = Stage(stages[-1].forward + ends[1] / 3, stages[-1].backward + ends[1] * 2 / 3)
     send = 0.0

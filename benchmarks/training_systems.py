@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 class System:
     """source: where the facts are from.
 
-    attention: rate of its fused attention kernel on long sequences, as a share of a large product's;
-    None where scores are stored and its products are priced like any other; dropout: between softmax and values, a kernel of its
+    attention: rate of the products in its fused attention kernel, as a share of a large product's
+    (exponentials come on top); None where scores are stored and its products are priced like any other; dropout: between softmax and values, a kernel of its
     own; sequence: tensor parallelism comes with sequence parallelism. rerun: recomputation runs the
     whole forward pass again, its collectives included (a compiler drops what only the output
     needs). tensor_overlap: share of the tensor axis' transfers that can run behind products;
@@ -19,8 +19,11 @@ class System:
     each data replica updates its share (ZeRO-1). grad_bytes: of a gradient that is sent;
     accumulate: bytes moved per weight and microbatch to add a gradient up outside of its product.
     send_overlap: pipeline sends run behind compute; sends_cut: each tensor parallel device sends
-    its share. narrow_gathers: activations are gathered in the products' narrow dtype. bucketed: a layer's weights are gathered as one; regather: once more for recomputation
-    than for the gradients; weight_overlap: share of weight gathers and
+    its share. narrow_gathers: activations are gathered in the products' narrow dtype;
+    cast_weights: bytes moved to cast an element of a weight before each product in a narrow dtype
+    (systems that cast once a step: 0). bucketed: a layer's weights travel as one; regather: once more for recomputation
+    than for the gradients; copies: bytes moved in memory for each byte gathered or scattered, on its
+    way between the tensors and the communication library's flat buffer; weight_overlap: share of weight gathers and
     gradient reductions that can run behind compute. update: bytes moved per parameter by Adam.
     loss: bytes moved per logit by the kernels of a loss that is not fused (f32 logits made, maximum,
     difference, exponential, sum, quotient, and the gradient: about ten passes of 4).
@@ -29,7 +32,7 @@ class System:
 
     name: str
     source: str
-    attention: float | None = 0.7
+    attention: float | None = 1.0
     dropout: bool = False
     sequence: bool = True
     rerun: bool = True
@@ -41,8 +44,10 @@ class System:
     send_overlap: bool = False
     sends_cut: bool = True
     narrow_gathers: bool = False
+    cast_weights: float = 0.0
     bucketed: bool = True
     regather: bool = False
+    copies: float = 0.0
     weight_overlap: float = 0.9
     update: float = 40.0
     loss: float = 0.0
@@ -81,8 +86,9 @@ MEGATRON_2022 = System(
 ZERO_3 = System(
     "DeepSpeed ZeRO-3 2021",
     "arXiv 2104.04473 section 5.2; arXiv 2104.07857 section 4.1: parameters are loaded for the forward"
-    " pass, for its recomputation and for the gradients. DeepSpeed 0.3 gathers each parameter by a"
-    " collective of its own, small ones excepted, and reduces gradients in buckets",
+    " pass, for its recomputation and for the gradients. DeepSpeed 0.3 gathers each parameter, and"
+    " scatters its gradient, by a collective of its own, small ones excepted, and waits;"
+    " torch.distributed.all_gather and reduce_scatter of lists copy to and from a flat buffer",
     attention=None,
     loss=40.0,
     dropout=True,
@@ -90,6 +96,7 @@ ZERO_3 = System(
     grad_bytes=2.0,
     bucketed=False,
     regather=True,
+    copies=2.0,
     weight_overlap=0.0,
     update=50.0,
 )
@@ -108,7 +115,6 @@ BRIDGE = System(
     "Megatron Bridge performance guide and scripts/performance: as Megatron-Core, userbuffers for"
     " tensor parallelism, Megatron FSDP with one bucket a layer, no recomputation (activations"
     " offloaded to the CPU on GB200 and GB300), fused loss; attention by cuDNN (arXiv 2407.08608)",
-    attention=0.8,
     tensor_overlap=RING,
     send_overlap=True,
 )
@@ -132,8 +138,13 @@ TORCHTITAN_ASYNC = replace(
 MAXTEXT = System(
     "MaxText",
     "MaxText configs: XLA's latency-hiding scheduler, collective matmuls on the tensor axis, splash"
-    " attention; optimizer state sharded with the weights",
+    " attention; optimizer state sharded with the weights. Layers are a scan, whose stacked gradients"
+    " are reduced over slices when it has ended. AQT and Qwix scale by maxima of rows and columns, of"
+    " activations and of gathered weights, at each product",
     rerun=False,
+    attention=0.7,
+    reduce_overlap=False,
+    cast_weights=5.0,
     tensor_overlap=RING,
     grad_bytes=4.0,
     bucketed=False,

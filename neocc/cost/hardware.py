@@ -83,12 +83,14 @@ class Calibration:
 class Multiprocessors:
     """What shares a GPU's work: ``count`` of them, in clusters of ``cluster`` that share what they
     load; ``operand_bandwidth`` bytes/s from the L2 cache into all of them together; ``fill``
-    seconds that a tile of a matrix product takes beside its FLOPs."""
+    seconds that a tile of a matrix product takes beside its FLOPs; ``exponentials`` a second that
+    all of them compute, which bound attention."""
 
     count: int
     cluster: int
     operand_bandwidth: float
     fill: float
+    exponentials: float
 
 
 @dataclass(frozen=True, slots=True)

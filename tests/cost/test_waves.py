@@ -10,7 +10,7 @@ from neocc.cost.hardware import Multiprocessors
 from neocc.cost.waves import wave_time
 
 # 100 multiprocessors of 1 TFLOP/s; loads and the start of a tile cost nothing here.
-FREE = Multiprocessors(100, 1, 1e30, 0.0)
+FREE = Multiprocessors(100, 1, 1e30, 0.0, 1e12)
 RATE = 1e14
 SIZE = st.integers(1, 8192)
 
@@ -35,18 +35,18 @@ def test_few_tiles_are_cut_along_k():
 
 
 def test_a_tile_that_loads_more_than_it_computes_waits():
-    slow = Multiprocessors(100, 1, 1e10, 0.0)
+    slow = Multiprocessors(100, 1, 1e10, 0.0, 1e12)
     m = n = k = 8192
     loads = (256 + 128) * k * 2 * (m // 256) * (n // 128)  # each tile its rows and columns
     assert wave_time(slow, 1e30, 1, m, n, k, 2) >= loads / 1e10
     # A pair of multiprocessors that share what they load has less of it.
-    pair = Multiprocessors(100, 2, 1e10, 0.0)
+    pair = Multiprocessors(100, 2, 1e10, 0.0, 1e12)
     assert wave_time(pair, 1e30, 1, m, n, k, 2) < wave_time(slow, 1e30, 1, m, n, k, 2)
 
 
 @given(m=SIZE, n=SIZE, k=SIZE, batch=st.integers(1, 8), more=st.integers(0, 512))
 def test_more_work_never_takes_less_time(m: int, n: int, k: int, batch: int, more: int):
-    sm = Multiprocessors(108, 1, 7e12, 1e-6)
+    sm = Multiprocessors(108, 1, 7e12, 1e-6, 1e12)
     time = wave_time(sm, 3e14, batch, m, n, k, 2)
     assert time >= 2 * batch * m * n * k / 3e14
     assert time == wave_time(sm, 3e14, batch, n, m, k, 2)
