@@ -2,7 +2,7 @@
 gradients, for a microbatch. Published runs are priced on these (``benchmarks.stage_cost``).
 
 Dims: batch, seq, memory, kv_heads, groups (query heads of one key/value head), head_dim, embd,
-mlp, vocab. Weights are named q, k, v, o, gate, up, down, which is how their products are told apart.
+mlp, vocab. Weights are named q, k, v, o, gate, up, down: that tells their products apart.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def layer(m: Dense, batch: int, seq: int, dtype: str = "bf16") -> Program:
     """One layer, in a repeat of one so that the forward and the backward pass are regions:
     x[batch, seq, embd] and its gradient dy -> gradients of x and of every weight.
 
-    ``seq`` is that of the queries; keys and values are as many (cut ``seq``, and they are gathered).
+    Where ``seq`` is cut, keys and values are gathered along it.
     """
     g, d = Graph("layer"), dims(m, batch, seq)
     weights = {

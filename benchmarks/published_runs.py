@@ -215,7 +215,7 @@ def report(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description="Published runs, predicted")
     parser.add_argument("data", type=Path)
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
@@ -226,7 +226,7 @@ def main() -> None:
     results = [Result(case, predict(run, factors[case.family])) for case, run in pairs]
     found = report(console, results, left, factors)
     if options.write:
-        options.write.write_text(json.dumps(found, indent=1) + "\n")
+        options.write.write_text(json.dumps(found).replace('{"source"', '\n{"source"') + "\n")
 
 
 if __name__ == "__main__":

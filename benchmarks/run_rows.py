@@ -13,6 +13,7 @@ from benchmarks.step_time import CASTS, Run
 from benchmarks.training_systems import (
     ALPA,
     BRIDGE,
+    EAGER_LOSS,
     MAXTEXT,
     MEGATRON_2021,
     MEGATRON_2022,
@@ -148,7 +149,8 @@ def dense_model(row: Row) -> Dense:
         embd=m["d_model"],
         heads=m["heads"],
         kv_heads=m.get("kv_heads") or m["heads"],
-        head_dim=m.get("head_dim") or (256 if name == "maxtext-52B" else m["d_model"] // m["heads"]),
+        head_dim=m.get("head_dim")
+        or (256 if name == "maxtext-52B" else m["d_model"] // m["heads"]),
         mlp=m["d_ff"],
         vocab=m["vocab"],
         seq=m["seq"],
@@ -212,7 +214,7 @@ def system_of(row: Row) -> System:
     if source.startswith("Megatron-Core"):
         return MEGATRON_CORE
     if source.startswith("Megatron-LM examples"):
-        return replace(BRIDGE, loss=MEGATRON_CORE.loss)
+        return replace(BRIDGE, loss=EAGER_LOSS)
     if "Megatron-Bridge" in source:
         return BRIDGE
     if source.startswith("torchtitan"):

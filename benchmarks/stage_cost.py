@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 from benchmarks.dense_models import MATRICES, Dense, embedding, head, layer
 from neocc.cost.hardware import Chip
 from neocc.cost.model import CostModel, Parts, matmul_sizes
 from neocc.cost.roofline import ITEM_BYTES, elementwise_time, matmul_time
-from neocc.cost.topology import AxisLink
+from neocc.cost.topology import AxisLink, topology
 from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.program import Input, Op, Program, Region, Value
 from neocc.ir.types import TensorType
@@ -40,9 +40,9 @@ class Plan:
     ``data`` devices share each weight (FSDP; 1 for none), ``context`` the sequence, ``tensor`` the
     heads and the feed-forward; ``sequence``: the rest is cut along seq on the tensor axis.
     ``attention``: rate of the products in a fused attention kernel as a share of that of a large
-    product; None where scores are stored. ``low``: dtype of the layer's products, if it is not that of the activations; ``cast``:
-    bytes moved to bring one element of an activation into it, in all the forms that products want;
-    ``cast_weights``: one of a weight, for one product.
+    product; None where scores are stored. ``low``: dtype of the layer's products, if it is not that
+    of the activations; ``cast``: bytes moved to bring one element of an activation into it, in all
+    the forms that products want; ``cast_weights``: one of a weight, for one product.
     """
 
     data: int = 1
@@ -113,10 +113,16 @@ def of_weight(type: TensorType) -> bool:
 
 @dataclass(frozen=True)
 class Pricing(CostModel):
-    """The cost model, told what runs fused or in a narrow dtype."""
+    """The cost model, told what runs fused or in a narrow dtype, and ``axes``: the links that a
+    stage's mesh axes have in the mesh of the whole run."""
 
     model: Dense | None = None
     plan: Plan = Plan()
+    axes: tuple[AxisLink, ...] = ()
+
+    @cached_property
+    def links(self) -> tuple[AxisLink, ...]:
+        return self.axes
 
     def op_seconds(self, op: Op, parts: Parts) -> float:
         if is_core(op):
@@ -185,7 +191,9 @@ def price(program: Program, mesh: Mesh, cost: Pricing, allowed: Rules) -> LayerC
     keep_sharded(problem)
     found = solve(problem)
     backward = next((o.regions[0] for o in program.body.ops if is_backward(o)), None)
-    forward = next((o.regions[0] for o in program.body.ops if o.regions and not is_backward(o)), None)
+    forward = next(
+        (o.regions[0] for o in program.body.ops if o.regions and not is_backward(o)), None
+    )
     passes = {forward or program.body: Pass(), backward: Pass()}
     for choice, i in found.picked.items():
         into = passes.get(choice.region)
@@ -239,9 +247,7 @@ def weight_of(op: Op) -> str:
     return next((n for n in names if n in (*MATRICES, "table")), "grad")
 
 
-def add_scores(
-    problem: Problem, region: Region, into: Pass, cost: Pricing, backward: bool
-) -> None:
+def add_scores(problem: Problem, region: Region, into: Pass, cost: Pricing, backward: bool) -> None:
     """What attention takes beside its products. Fused: an exponential a score, which the tensor
     cores wait for (arXiv 2407.08608 section 3.2 overlaps a part). Scores in memory: a softmax reads
     and writes them, its gradient reads two and writes one; dropout is a kernel of its own each way,
@@ -338,21 +344,31 @@ Builder = Callable[[Dense, int, int, str], Program]
 
 @cache
 def cost_of(
-    build_program: Builder, model: Dense, batch: int, chip: Chip, plan: Plan, links: tuple[AxisLink, ...]
+    build_program: Builder,
+    model: Dense,
+    batch: int,
+    chip: Chip,
+    plan: Plan,
+    links: tuple[AxisLink, ...],
 ) -> LayerCost:
     """``batch``: sequences of one data shard. ``links``: of data, context and tensor axes."""
     data = min(plan.data, DATA)
-    mesh = Mesh.parse(f"data:{data},context:{plan.context},tensor:{plan.tensor}")
+    mesh = Mesh(tuple(zip(AXES, (data, plan.context, plan.tensor), strict=True)))
     program = build_program(model, batch * data, model.seq, plan.dtype)
-    cost = Pricing(chip, mesh, links, model=model, plan=plan)
+    alone = topology(chip, (1,) * len(AXES))
+    cost = Pricing(chip, mesh, alone, model=model, plan=plan, axes=links)
     return price(program, mesh, cost, rules(model, mesh, plan))
 
 
-def layer_cost(m: Dense, batch: int, chip: Chip, plan: Plan, links: tuple[AxisLink, ...]) -> LayerCost:
+def layer_cost(
+    m: Dense, batch: int, chip: Chip, plan: Plan, links: tuple[AxisLink, ...]
+) -> LayerCost:
     return cost_of(layer, m, batch, chip, plan, links)
 
 
-def head_cost(m: Dense, batch: int, chip: Chip, plan: Plan, links: tuple[AxisLink, ...]) -> LayerCost:
+def head_cost(
+    m: Dense, batch: int, chip: Chip, plan: Plan, links: tuple[AxisLink, ...]
+) -> LayerCost:
     return cost_of(head, m, batch, chip, plan, links)
 
 

@@ -21,7 +21,7 @@ from neocc.cost.collectives import collective_time
 from neocc.cost.hardware import Chip
 from neocc.cost.roofline import elementwise_time
 from neocc.cost.schedule import Stage, pipeline_time, reduction_time, step_time
-from neocc.cost.topology import AxisLink, topology
+from neocc.cost.topology import AxisLink, default_slice, topology
 
 # What the backward pass computes again, by policy: products named by their weight, the products
 # over scores, and everything else.
@@ -89,17 +89,11 @@ def links(run: Run) -> Links:
     shape = None
     if run.chip.torus is not None:
         chips = math.prod(sizes[1:]) // run.chip.devices_per_chip
-        shape = slice_of(run.chip, chips)
-    found = topology(run.chip, sizes, shape).links()
+        shape = default_slice(run.chip.torus, chips)
+    slices, stages, data, context, tensor = topology(run.chip, sizes, shape).links()
     merged = (run.slices, run.stages, run.data * run.context, run.tensor)
-    return Links(*found, topology(run.chip, merged, shape).links()[2])
-
-
-def slice_of(chip: Chip, chips: int) -> tuple[int, ...]:
-    from neocc.cost.topology import default_slice
-
-    assert chip.torus is not None
-    return default_slice(chip.torus, chips)
+    replicas = topology(run.chip, merged, shape).links()[2]
+    return Links(slices, stages, data, context, tensor, replicas)
 
 
 def compute_seconds(p: Pass, efficiency: float) -> float:
@@ -133,9 +127,11 @@ def waited(
 ) -> float:
     """Communication of a pass that does not run behind its compute.
 
-    Tensor parallel transfers hide behind products only in part (``tensor_overlap``), gathers of keys
-    and values behind attention, weights' behind all compute. Gradients of weights that are partial
-    over the context or tensor axis wait for the end of the step.
+    Tensor parallel transfers hide behind products only in part (``tensor_overlap``), gathers of
+    keys and values behind attention, weights' behind all compute. Gradients of weights that are
+    partial over the context or tensor axis wait for the end of the step. ``extra``: seconds of
+    transfers that recomputation repeats; ``again``: weights are gathered for it too, if the system
+    does that; ``narrow``: gathers may be in the products' dtype.
     """
     gathers = 0.5 if narrow and system.narrow_gathers else 1.0
     tensor = extra + sum(

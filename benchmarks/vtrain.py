@@ -1,9 +1,9 @@
-"""Predicted against measured iteration times of the vTrain project: GPTs on A100s, under tensor, data
-and pipeline parallelism, on one host (single.csv) and on many (multi.csv).
+"""Predicted against measured iteration times of the vTrain project: GPTs on A100s, under tensor,
+data and pipeline parallelism, on one host (single.csv) and on many (multi.csv).
 
     python -m benchmarks.vtrain ../shared/data/vtrain [--write FILE]
 
-The A100's efficiency is the one that ``benchmarks.published_runs`` fitted, and stands in its results.
+The A100's efficiency is the one that ``benchmarks.published_runs`` fitted, read from its results.
 One number is fitted here, on the third of single.csv whose hash says so: the seconds that the host
 takes to launch a kernel, which is what bounds its small models. multi.csv is only predicted.
 """
@@ -32,7 +32,7 @@ from neocc.cost.hardware import chip
 
 RESULTS = Path(__file__).parent / "results" / "published_runs.json"
 VOCAB = 51200  # GPT-2's, padded as Megatron does
-MICROSECONDS = range(0, 101)
+MICROSECONDS = range(101)
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ def fitted_host(iterations: Sequence[Iteration], efficiency: float) -> float:
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
     """Spearman's, of sequences whose values differ: the correlation of ranks."""
-    ranks = [np.argsort(np.argsort(np.asarray(x))) for x in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (np.argsort(np.argsort(np.asarray(x))) for x in (a, b))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description="vTrain's iterations, predicted")
     parser.add_argument("data", type=Path)
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()

@@ -10,10 +10,10 @@ already hold (each device of a node brings its own part of the other nodes' data
 flow through the levels at once: the slowest level sets the pace, the latencies add.
 
 Between GPU nodes NCCL lays one ring through all devices, so a gather takes a step for each of them,
-at the pace of the slowest hop: at a thousand GPUs that is 10 ms, whatever the bytes (that gathers
-slow down with the number of devices is what arXiv 2205.00119 measures and works around). An all-reduce may go up and down trees
-instead (NCCL 2.4, https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4),
-whose latency grows with the logarithm of the nodes.
+at the pace of the slowest hop: at a thousand GPUs that is 14 ms, whatever the bytes (arXiv
+2205.00119 measures how gathers slow down with the number of devices). An all-reduce may go up and
+down trees instead, whose latency grows with the logarithm of the nodes (NCCL 2.4,
+https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4).
 """
 
 from __future__ import annotations

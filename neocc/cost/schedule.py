@@ -1,7 +1,7 @@
 """Seconds of a step that is cut into microbatches and, over a pipeline, into stages.
 
-Pure formulas over what one microbatch costs on one stage. Sources: GPipe, arXiv 1811.06965; 1F1B and
-interleaving, arXiv 2104.04473 section 2.2 (the bubble is (p - 1) / m of the ideal time, and
+Pure formulas over what one microbatch costs on one stage. Sources: GPipe, arXiv 1811.06965; 1F1B
+and interleaving, arXiv 2104.04473 section 2.2 (the bubble is (p - 1) / m of the ideal time, and
 interleaving v chunks of layers on each device divides it by v and multiplies what is sent by v);
 bucketed gradient reduction behind the last backward pass, arXiv 2006.15704.
 """

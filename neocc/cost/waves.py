@@ -67,4 +67,3 @@ def wave_time(
             merge = 8.0 * batch * m * n * (split - 1) / sm.operand_bandwidth
             best = min(best, waves * (max(compute, load) + sm.fill) + merge)
     return best
-
