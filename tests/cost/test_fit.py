@@ -137,7 +137,9 @@ def test_exact_times_give_exact_figures_and_no_residual():
     row = table_row("h100")
     fields, fits = fit_row(row, synthetic("h100", (2, 4), {}, 0))
     for path, value in fields.items():
-        assert value == pytest.approx(get_field(row, path), rel=1e-4)
+        # The smallest passes, which the overhead is read off, still move a few kilobytes.
+        rel = 1e-2 if path == "kernel_overhead" else 1e-4
+        assert value == pytest.approx(get_field(row, path), rel=rel)
     assert [fit.name for fit in fits] == [
         "memory passes", "bf16 products", "f32 products", "collectives",
     ]  # fmt: skip
