@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from neocc.cli import PASSES, app
 from neocc.cost.hardware import chip
-from neocc.passes.plan import PATIENCE, USABLE
+from neocc.passes.layout.within import PATIENCE
+from neocc.passes.plan import USABLE
 from neocc.report.emit import KINDS
 
 ROOT = Path(__file__).parent.parent

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from neocc.cost.hardware import Chip
 from neocc.cost.model import CostModel, formula_flops, product_flops
@@ -16,19 +15,17 @@ from neocc.ir.ops import COLLECTIVES
 from neocc.ir.program import Program, Region, Value
 from neocc.passes.hoist import hoist_casts
 from neocc.passes.layout.algebra import Assignment, Strategy
-from neocc.passes.layout.memory import Memory, limit, peak, points
+from neocc.passes.layout.memory import Memory
 from neocc.passes.layout.problem import Problem, Rules, build, hideable_values
 from neocc.passes.layout.rules import given_layout, padded_sizes, parse_layout
-from neocc.passes.layout.solve import Solution, solve
+from neocc.passes.layout.solve import Solution
+from neocc.passes.layout.within import solve_within
 from neocc.passes.pad import Padding, pad_program
 from neocc.passes.partition import Partitioned, apply
 from neocc.passes.remat import KEEP, RECOMPUTE, open_values
 from neocc.passes.simplify import simplify
 
 USABLE = 0.92  # share of HBM that a plan may fill: a compiler's block for temporaries has gaps
-ROUNDS = 10  # prices of memory that are tried
-PATIENCE = 4.0  # where no plan within so many times the fastest one's step fits, none is sought
-TOLERANCE = 1e-6  # a gap, as a share of the step, that counts as none
 SEARCH = 60.0  # seconds for the last search when memory is short
 
 
@@ -203,60 +200,6 @@ def costed(
             for name, op in open_values(problem.program).items()
         },
     )
-
-
-def solve_within(problem: Problem, available: float, seconds: float) -> tuple[Solution, Memory]:
-    """The fastest assignment whose every point holds at most ``available`` bytes; or, where it is
-    proved that none within ``PATIENCE`` times the fastest step does, one that holds little.
-
-    Rows are added for the points that solutions overfill. Where the fastest assignment does not
-    fit, memory is priced: each price gives an assignment and a bound (Lagrange), and the best
-    pair starts a last search with hard limits, which runs for at most ``seconds``.
-    """
-    fastest = solve(problem)
-    memory, op = peak(problem, fastest)
-    if memory.peak <= available:
-        return fastest, memory
-    at = {point.op: point for point in points(problem)}
-    rows = {op: limit(problem, at[op], available)}
-
-    def priced(price: float) -> tuple[Solution, Memory]:
-        while True:
-            found = solve(problem, list(rows.values()), memory_price=price)
-            memory, op = peak(problem, found)
-            if op in rows or memory.peak <= available:
-                return found, memory
-            rows[op] = limit(problem, at[op], available)
-
-    found, best = fastest, None
-    bound, price = fastest.bound, fastest.objective
-    low, high = 0.0, math.inf
-    for _ in range(ROUNDS):
-        found, memory = priced(price)
-        bound = max(bound, found.bound)
-        if memory.peak <= available:
-            fitting = (found, memory)
-            best = fitting if best is None else min(best, fitting, key=lambda p: p[0].objective)
-            high = price
-        elif bound > PATIENCE * fastest.objective:
-            return found, memory
-        else:
-            low = price
-        price = 8 * price if best is None else math.sqrt(max(low, high / 64) * high)
-        if high < 2 * low:
-            break
-    if best is None:
-        return found, memory
-    while seconds > 0 and best[0].objective - bound > TOLERANCE * best[0].objective:
-        found = solve(problem, list(rows.values()), start=best[0], time_limit=seconds)
-        seconds -= found.seconds
-        bound = max(bound, found.bound)
-        memory, op = peak(problem, found)
-        if memory.peak <= available:
-            best = (found, memory)
-            break
-        rows[op] = limit(problem, at[op], available)
-    return replace(best[0], bound=bound), best[1]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from neocc.passes.plan import PATIENCE, Plan
+from neocc.passes.layout.within import PATIENCE
+from neocc.passes.plan import Plan
 
 MODEL = "roofline at local shapes, alpha-beta collectives over the rings, overlap by region"
 SPACE = (

@@ -145,9 +145,12 @@ def formulate(
     memory_price: float | None,
     kept: Kept,
     whole: Collection[Flow] = (),
+    elastic: float | None = None,
 ) -> Formulation:
-    """``kept``: the options and moves that have columns. ``whole``: flows whose moves have 0/1
-    columns."""
+    """``memory_price``: what the fullest point's share of its limit costs; None: no more than the
+    whole of it. ``kept``: the options and moves that have columns. ``whole``: flows whose moves
+    have 0/1 columns. ``elastic``: what more than the whole of a limit may be had for. Prices are
+    in microseconds."""
     model = Model()
     first: dict[Choice, int] = {}
     for choice in problem.choices:
@@ -172,7 +175,10 @@ def formulate(
                 row.extend((c, choice.seconds[i] * MICRO) for c, i in ends.columns(choice))
         exposed_rows[region] = model.row(0.0, highspy.kHighsInf, row)
     hard = memory_price is None
-    fullest = model.column((memory_price or 0.0) * MICRO, upper=1.0 if hard else highspy.kHighsInf)
+    fullest = model.column(memory_price or 0.0, upper=1.0 if hard else highspy.kHighsInf)
+    filled = [(fullest, -1.0)]
+    if elastic is not None:
+        filled.append((model.column(elastic), -1.0))
     for limit in limits:
         scale = 1.0 / max(limit.limit, 1.0)
         terms = [
@@ -183,7 +189,7 @@ def formulate(
         for flow, held in limit.moves.items():
             pairs = zip(arcs[flow].moves, arcs[flow].pays, strict=True)
             terms.extend((col, held.get(m.target, 0.0) * scale) for m, col in pairs)
-        limit_rows.append(model.row(-highspy.kHighsInf, 0.0, [*terms, (fullest, -1.0)]))
+        limit_rows.append(model.row(-highspy.kHighsInf, 0.0, [*terms, *filled]))
     return Formulation(model, kept, first, arcs, fullest, exposed_rows, limit_rows)
 
 

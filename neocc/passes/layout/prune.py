@@ -53,43 +53,49 @@ def keep(relaxation: Relaxation, slack: float, margin: float) -> Kept:
     """What is left when everything goes that adds more than ``slack`` to the bound. ``margin``:
     what rounding may add, all in microseconds."""
     problem = relaxation.problem
-    options = {
-        c: np.flatnonzero(relaxation.slack[i] <= slack) for c, i in relaxation.number.items()
-    }
-    moves: dict[Flow, list[np.ndarray]] = {
-        f: [np.zeros(0, np.intp)] * len(f.sinks) for f in problem.flows
-    }
-    limited = {flow for limit in relaxation.limits for flow in limit.moves}
+    options = {c: np.flatnonzero(relaxation.slack(c) <= slack) for c in problem.choices}
+    moves = {flow: [np.zeros(0, np.intp)] * len(flow.sinks) for flow in problem.flows}
     for use, starts, ends, adds in pairs(relaxation):
         flow = use.flow
         fine = (adds <= slack) & (starts >= 0) & (ends >= 0)
         starts, ends, spare = starts[fine], ends[fine], slack - adds[fine]
-        if len(flow.sinks) == 1 and not flow.hideable and flow not in limited:
+        if len(flow.sinks) == 1 and not flow.hideable and flow not in relaxation.limited:
             spare[:] = 0.0  # alone on its way, it takes a cheapest one
-        way = relaxation.ways[flow]
-        spare = spare / relaxation.shares[flow][use.sink]
-        found = on_the_way(way, starts, ends, spare + margin)
+        spare = spare / relaxation.shares[flow][use.sink] + margin
+        found = on_the_way(relaxation.ways[flow], starts, ends, spare)
         moves[flow][use.sink] = np.flatnonzero(found)
     return Kept(options, moves)
 
 
+def union(a: Kept, b: Kept) -> Kept:
+    """What either keeps."""
+    return Kept(
+        {c: np.union1d(left, b.options[c]) for c, left in a.options.items()},
+        {
+            flow: [np.union1d(x, y) for x, y in zip(left, b.moves[flow], strict=True)]
+            for flow, left in a.moves.items()
+        },
+    )
+
+
 def pairs(relaxation: Relaxation) -> Iterator[tuple[Use, np.ndarray, np.ndarray, np.ndarray]]:
     """Per use: every start and end that an option, or a pair, means, and what it adds."""
-    slack = relaxation.slack
-    for node, x, y, use in relaxation.folded:
-        yield use, use.starts[x], use.ends[y], slack[node]
-    for edge in relaxation.edges:
+    slack = relaxation.messages.slack
+    for f in relaxation.folded:
+        if isinstance(f.of, Use):
+            yield f.of, f.of.starts[f.x], f.of.ends[f.y], slack[f.node]
+    for joined in relaxation.joined:
+        edge = joined.edge
         adds = np.maximum(edge.pairs, edge.a_fold(slack[edge.a])[:, None])
         adds = np.maximum(adds, edge.b_fold(slack[edge.b])[None, :])
-        for term, rows, columns in edge.terms:
-            if (use := term.use) is None:
-                continue
-            if term.turned:
-                starts, ends = use.starts[columns][None, :], use.ends[rows][:, None]
-            else:
-                starts, ends = use.starts[rows][:, None], use.ends[columns][None, :]
-            starts, ends = np.broadcast_arrays(starts, ends)
-            yield use, starts.ravel(), ends.ravel(), adds.ravel()
+        for term, rows, columns in joined.terms:
+            if isinstance(use := term.of, Use):
+                if term.turned:
+                    starts, ends = use.starts[columns][None, :], use.ends[rows][:, None]
+                else:
+                    starts, ends = use.starts[rows][:, None], use.ends[columns][None, :]
+                starts, ends = np.broadcast_arrays(starts, ends)
+                yield use, starts.ravel(), ends.ravel(), adds.ravel()
 
 
 def on_the_way(way: Way, starts: np.ndarray, ends: np.ndarray, spare: np.ndarray) -> np.ndarray:

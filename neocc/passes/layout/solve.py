@@ -18,13 +18,15 @@ import numpy as np
 
 from neocc.ir.errors import NeoccError
 from neocc.passes.layout.algebra import Assignment
-from neocc.passes.layout.bound import Relaxation
+from neocc.passes.layout.bound import Prices, Relaxation
 from neocc.passes.layout.formulate import Formulation, formulate
 from neocc.passes.layout.objective import MICRO, Limit
+from neocc.passes.layout.prices import free, improve, value
 from neocc.passes.layout.problem import Choice, Flow, Problem
 from neocc.passes.layout.prune import Kept, everything, keep
 
 FIRST = 1e-5  # a share of the bound: what adds less is in the first program
+ROUGH = 2e-3  # the same where nothing need be proved
 MARGIN = 1e-3  # microseconds: the solver's own tolerance
 WORTH = 0.8  # pruning that leaves more of the columns than this is not worth a second program
 
@@ -78,13 +80,16 @@ def solve(
     start: Solution | None = None,
     time_limit: float = 60.0,
     prune: bool = True,
+    prices: Prices | None = None,
+    prove: bool = True,
 ) -> Solution:
     """The assignment with the least predicted step time, with the solver's bound.
 
     The limits are hard, or, with ``memory_price``, the fullest point's share of its limit costs
     that many seconds. ``start``: a solution of the same problem that keeps the limits.
     ``time_limit`` in seconds: when it ends, the best assignment so far is returned, with its gap.
-    ``prune``: leave out what bounds rule out, which changes no answer.
+    ``prune``: leave out what bounds rule out, which changes no answer. ``prices``: good ones of
+    the relaxation, if they are known. ``prove``: if not, the best of what is likely will do.
 
     Raises:
         Infeasible: no assignment satisfies the limits.
@@ -92,31 +97,48 @@ def solve(
     """
     clock = Clock(time_limit)
     every = everything(problem)
+    price = None if memory_price is None else memory_price * MICRO
     picked = start.picked if start is not None else None
     if not prune:
-        whole = solve_kept(problem, limits, memory_price, every, picked, clock)
-        return solution(problem, whole, memory_price, whole.bound, every, clock)
-    prices = [(memory_price or 0.0) * MICRO / len(limits) for _ in limits]
-    relaxation = Relaxation(problem, None, limits, prices)
-    bound = relaxation.settle()
-    slack = FIRST * bound + MARGIN
-    if start is not None and memory_price is None:
+        whole = solve_kept(problem, limits, price, every, picked, clock)
+        return solution(problem, whole, price, whole.bound, every, clock)
+    relaxation = Relaxation(problem, limits, prices or free(limits, price))
+    relaxation.settle()
+    priced = bool(limits)
+    if priced and prices is None:
+        improve(relaxation, limits, price, MARGIN, clock.least)
+    bound = value(relaxation, price is None)
+    slack = (FIRST if prove else ROUGH) * bound + MARGIN
+    if start is not None and price is None:
         slack = max(slack, start.objective * MICRO - bound)
     while True:
         kept = keep(relaxation, slack, MARGIN)
         if kept.columns > WORTH * every.columns:
             kept, slack = every, math.inf
         try:
-            found = solve_kept(problem, limits, memory_price, kept, picked, clock)
+            found = solve_kept(problem, limits, price, kept, picked, clock)
         except Infeasible:
             if kept is every:
                 raise
             slack *= 10  # what is left has no assignment at all
             continue
-        if found.cost <= bound + slack or clock.left <= 0:
+        if found.cost <= bound + slack or clock.left <= 0 or not prove:
             proved = min(found.bound, bound + slack)
-            return solution(problem, found, memory_price, proved, every, clock)
+            return solution(problem, found, price, proved, every, clock)
+        if not priced:
+            priced = True
+            improve(relaxation, limits, price, MARGIN, clock.least)
+            bound = value(relaxation, price is None)
         slack, picked = found.cost - bound + MARGIN, found.picked
+
+
+def floor(problem: Problem, limits: Sequence[Limit], enough: float) -> tuple[float, Prices]:
+    """A bound, in seconds, of all assignments that keep the limits, and the prices that give it:
+    the best ones, or some for which it passes ``enough``."""
+    relaxation = Relaxation(problem, limits, free(limits, None))
+    relaxation.settle()
+    improve(relaxation, limits, None, MARGIN, highspy.kHighsInf, enough * MICRO)
+    return value(relaxation, True) / MICRO, relaxation.prices
 
 
 @dataclass
@@ -133,6 +155,11 @@ class Clock:
     @property
     def left(self) -> float:
         return self.limit - self.spent
+
+    @property
+    def least(self) -> float:
+        """What a next step may take: a tenth of the limit even where nothing is left."""
+        return max(self.left, self.limit / 10)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +197,7 @@ def solve_kept(
     whole: set[Flow] = set()
     while True:
         formulation = formulate(problem, limits, memory_price, kept, whole)
-        solver = formulation.model.highs(max(clock.left, clock.limit / 10))
+        solver = formulation.model.highs(clock.least)
         if picked is not None:
             chosen = formulation.columns_of(picked)
             solver.setSolution(len(chosen), chosen, np.ones(len(chosen)))
@@ -203,7 +230,8 @@ def solution(
     every: Kept,
     clock: Clock,
 ) -> Solution:
-    """What was found, as an assignment; ``bound`` in microseconds, proved for the whole program."""
+    """What was found, as an assignment; ``bound``: proved for the whole program. Bound and price
+    are in microseconds."""
     used = {
         flow.value: frozenset(
             (m.source, m.target)
@@ -212,7 +240,7 @@ def solution(
         )
         for flow, a in found.formulation.arcs.items()
     }
-    price = memory_price or 0.0
+    price = (memory_price or 0.0) / MICRO
     return Solution(
         problem.assignment(found.picked, used),
         found.picked,

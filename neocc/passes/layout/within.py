@@ -1,0 +1,107 @@
+"""The fastest assignment within a device's memory.
+
+A row keeps one point of the program within what there is; rows are added for points that solutions
+overfill. Prices of the rows give a bound, an assignment that fits, and few options to search with
+the rows as hard limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from neocc.ir.errors import NeoccError
+from neocc.ir.program import Op
+from neocc.passes.layout.memory import Memory, limit, peak, points
+from neocc.passes.layout.objective import MICRO, Limit
+from neocc.passes.layout.problem import Problem
+from neocc.passes.layout.solve import Infeasible, Solution, floor, solve
+
+PATIENCE = 4.0  # where no plan within so many times the fastest one's step fits, none is sought
+TOLERANCE = 1e-6  # a gap, as a share of the step, that counts as none
+DEARER = (1.01, 1.5, 4.0, 16.0)  # times the best price that are tried until a solution fits
+LITTLE = 64.0  # fastest steps that the whole memory costs where nothing fits
+
+
+class Rows:
+    """Limits of the points that have overfilled so far."""
+
+    def __init__(self, problem: Problem, available: float):
+        self.problem = problem
+        self.available = available
+        self.points = {point.op: point for point in points(problem)}
+        self.limits: dict[Op, Limit] = {}
+
+    def measure(self, solution: Solution) -> tuple[Memory, bool]:
+        """A solution's memory, and whether it overfills a point that had no row: it has now."""
+        memory, op = peak(self.problem, solution)
+        if memory.peak <= self.available or op in self.limits:
+            return memory, False
+        self.limits[op] = limit(self.problem, self.points[op], self.available)
+        return memory, True
+
+    @property
+    def all(self) -> list[Limit]:
+        return list(self.limits.values())
+
+
+def solve_within(problem: Problem, available: float, seconds: float) -> tuple[Solution, Memory]:
+    """The fastest assignment whose every point holds at most ``available`` bytes; or, where it is
+    proved that none within ``PATIENCE`` times the fastest step does, one that holds little.
+    The search with hard limits runs for at most ``seconds``."""
+    rows = Rows(problem, available)
+    fastest = solve(problem)
+    memory, _ = rows.measure(fastest)
+    if memory.peak <= available:
+        return fastest, memory
+    enough, bound = PATIENCE * fastest.objective, fastest.bound
+    best: tuple[Solution, Memory] | None = None
+    while seconds > 0:
+        below, prices = floor(problem, rows.all, enough)
+        bound = max(bound, below)
+        if bound > enough:
+            return holds_little(problem, rows, LITTLE * fastest.objective)
+        price = max(sum(prices.limits) / MICRO, TOLERANCE * fastest.objective)
+        best = best or first_to_fit(problem, rows, price)
+        if best is not None and best[0].objective - bound <= TOLERANCE * best[0].objective:
+            break
+        try:
+            start = best and best[0]
+            found = solve(problem, rows.all, start=start, time_limit=seconds, prices=prices)
+        except Infeasible:
+            return holds_little(problem, rows, LITTLE * fastest.objective)
+        seconds -= found.seconds
+        bound = max(bound, found.bound)
+        memory, _ = rows.measure(found)
+        if memory.peak <= available:
+            best = found, memory
+            break
+    if best is None:
+        raise NeoccError(
+            "no layout was found that fits the memory of a device, and none was proved not to be"
+        )
+    return replace(best[0], bound=min(bound, best[0].objective)), best[1]
+
+
+def first_to_fit(problem: Problem, rows: Rows, price: float) -> tuple[Solution, Memory] | None:
+    """The best assignment, memory priced at ``price`` seconds or a little more, that fits."""
+    for factor in DEARER:
+        found, memory = priced(problem, rows, factor * price)
+        if memory.peak <= rows.available:
+            return found, memory
+    return None
+
+
+def holds_little(problem: Problem, rows: Rows, price: float) -> tuple[Solution, Memory]:
+    """An assignment for which memory is dear."""
+    return priced(problem, rows, price, prove=False)
+
+
+def priced(
+    problem: Problem, rows: Rows, price: float, prove: bool = True
+) -> tuple[Solution, Memory]:
+    """The best assignment where memory has a price, with rows for all that it overfills."""
+    while True:
+        found = solve(problem, rows.all, memory_price=price, prove=prove)
+        memory, added = rows.measure(found)
+        if not added:
+            return found, memory
