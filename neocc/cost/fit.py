@@ -299,7 +299,10 @@ def fit_transfers(row: Mapping[str, Any], laid: Topology, points: Sequence[Trans
         raise BadFit(reasons)
     chosen, rest = transfer_halves(points)
     model = TransferModel(row, laid)
-    fields = model.fields(model.solve(chosen))
+    x = model.solve(chosen)
+    paths = list(model.fields(x))
+    seen = {paths[i] for i in model.seen(model.slopes(x, chosen))}
+    fields = {path: value for path, value in model.fields(x).items() if path in seen}
     fitted = TransferModel(set_fields(row, fields), laid)
     residual, worst = errors(fitted.predict(fitted.nominal, rest), rest)
     return Fit(name, fields, len(chosen), len(rest), residual, worst)
@@ -352,16 +355,33 @@ class TransferModel:
         return np.array(x)
 
     def fields(self, x: np.ndarray) -> dict[str, float]:
+        """Paths in the row and their values, in the order of x."""
         found = {"collective_overhead": float(x[0])}
         for i, link in enumerate(self.links):
-            found[f"{link}.efficiency"] = float(1 / x[2 + 2 * i])
             found[f"{link}.latency"] = float(x[1 + 2 * i])
+            found[f"{link}.efficiency"] = float(1 / x[2 + 2 * i])
         return found
 
     def predict(self, x: np.ndarray, points: Sequence[Transfer]) -> np.ndarray:
         chip = chip_of_row(self.laid.chip.name, set_fields(self.row, self.fields(x)))
         links = replace(self.laid, chip=chip).links()
         return np.array([collective_time(p.kind, p.bytes, links[p.axis]) for p in points])
+
+    def slopes(self, x: np.ndarray, points: Sequence[Transfer]) -> np.ndarray:
+        """How each point's time grows with each entry of x: [points, entries]."""
+        here = self.predict(x, points)
+        steps = np.maximum(np.abs(x), 1e-9) * 1e-3
+        columns = [
+            (self.predict(x + step * unit, points) - here) / step
+            for step, unit in zip(steps, np.eye(len(x)), strict=True)
+        ]
+        return np.stack(columns, axis=1)
+
+    @staticmethod
+    def seen(slopes: np.ndarray) -> list[int]:
+        """The entries of x that make a difference to some point: on an axis over two kinds of
+        links, the faster one's rate may make none."""
+        return [i for i in range(slopes.shape[1]) if np.any(slopes[:, i] != 0)]
 
     def solve(self, points: Sequence[Transfer], rounds: int = 6) -> np.ndarray:
         """The x that fits best; overhead and latencies not below zero."""
@@ -370,17 +390,11 @@ class TransferModel:
         starts = [i for i in range(len(x)) if i == 0 or i % 2 == 1]
         for _ in range(rounds):
             here = self.predict(x, points)
-            steps = np.maximum(np.abs(x), 1e-9) * 1e-3
-            slopes = np.stack(
-                [
-                    (self.predict(x + step * unit, points) - here) / step
-                    for step, unit in zip(steps, np.eye(len(x)), strict=True)
-                ],
-                axis=1,
-            )
-            free = [i for i in range(len(x)) if np.any(slopes[:, i] != 0)]
+            slopes = self.slopes(x, points)
+            free = self.seen(slopes)
             target = seconds - here + slopes @ x
-            before, x = x, np.zeros(len(x))
+            before, x = x, x.copy()
+            x[free] = 0.0  # what no point shows stays as it is
             while True:
                 solved = robust_solve(slopes[:, free], target, seconds)
                 below = [i for i, v in zip(free, solved, strict=True) if i in starts and v < 0]
@@ -388,8 +402,7 @@ class TransferModel:
                     break
                 free.remove(below[-1])  # a latency before the overhead: that one is in all kinds
             x[free] = solved
-            rates = [i for i in range(len(x)) if i not in starts]
-            if any(x[i] <= 0 for i in rates):
+            if any(x[i] <= 0 for i in range(len(x)) if i not in starts):
                 raise BadFit(["collectives: no bandwidth of the links explains their times"])
             if np.allclose(x, before, rtol=1e-6, atol=1e-12):
                 break

@@ -133,6 +133,17 @@ def test_two_kinds_of_link_are_told_apart(inner, outer, latency, seed):
         assert fields[path] == pytest.approx(true[path], rel=0.05)
 
 
+def test_a_link_that_no_collective_waits_for_is_not_fitted():
+    """One axis of 16 over two nodes: the network sets the pace, NVLink is never what is slow."""
+    measured = synthetic("h100", (16,), {"network.efficiency": 0.6}, 0)
+    fields, _ = fit_row(table_row("h100"), measured)
+    assert fields["network.efficiency"] == pytest.approx(0.6, rel=1e-3)
+    gathers = [p for p in measured.transfers if p.kind == "all_gather"]
+    slowed = synthetic("h100", (16,), {"network.efficiency": 0.6, "nvlink.link.efficiency": 0.7}, 0)
+    same = [p for p in slowed.transfers if p.kind == "all_gather"] == gathers
+    assert ("nvlink.link.efficiency" in fields) is not same
+
+
 def test_exact_times_give_exact_figures_and_no_residual():
     row = table_row("h100")
     fields, fits = fit_row(row, synthetic("h100", (2, 4), {}, 0))
