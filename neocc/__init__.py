@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from neocc.cost.calibration import chip_of_file
 from neocc.cost.hardware import Chip, chip
 from neocc.ir.builder import Graph, Tensor, einsum, gather, iota, repeat, select
 from neocc.ir.errors import IRError, LayoutError, NeoccError
@@ -50,6 +51,7 @@ __all__ = [
     "Tensor",
     "TensorType",
     "chip",
+    "chip_of_file",
     "einsum",
     "gather",
     "gradients",
