@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 from neocc.cost.calibration import chip_of_file
 from neocc.cost.hardware import Chip, chip
-from neocc.ir.builder import Graph, Tensor, einsum, gather, iota, repeat, select
+from neocc.ir.builder import (
+    Graph,
+    Tensor,
+    einsum,
+    fused_attention,
+    gather,
+    iota,
+    repeat,
+    select,
+)
 from neocc.ir.errors import IRError, LayoutError, NeoccError
 from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.program import Program
@@ -53,6 +62,7 @@ __all__ = [
     "chip",
     "chip_of_file",
     "einsum",
+    "fused_attention",
     "gather",
     "gradients",
     "iota",
