@@ -25,7 +25,7 @@ from neocc.ir.program import Op, Region, Value
 from neocc.ir.reference import scan_repeat
 from neocc.ir.types import DTYPES, TensorType
 from neocc.passes.layout.algebra import Strategy
-from neocc.passes.layout.memory import last_use, materialised
+from neocc.passes.layout.liveness import last_use, materialised
 from neocc.passes.partition import Partitioned
 
 REDUCE = {"sum": lax.psum, "max": lax.pmax, "min": lax.pmin}

@@ -11,27 +11,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from neocc.cost.tiling import stored_bytes
 from neocc.ir.mesh import Layout
-from neocc.ir.ops import ELEMENTWISE
 from neocc.ir.program import Op, Region, Value
+from neocc.ir.types import TensorType
+from neocc.passes.layout.liveness import epilogues, fused, last_use, materialised
 from neocc.passes.layout.objective import Limit
 from neocc.passes.layout.problem import Choice, End, Flow, Problem
 from neocc.passes.layout.solve import Solution
 
-MOVED = {"rename", "split", "merge", "shift", "pad", "slice"}
-FUSED = ELEMENTWISE | MOVED | {"either", "iota", "constant"}
 ROLES = {"parameter": "parameters", "state": "optimizer state", "data": "data"}
 KINDS = (*ROLES.values(), "saved for backward", "gradients", "temporaries")
 
 
 @dataclass(frozen=True, eq=False)
 class Live:
-    """One value that is held at a point, as what; with ``copies``, its resharded copies."""
+    """One value that is held at a point, as what; or, with ``copies``, its resharded copies.
+
+    ``before`` and ``after``: the ends of the flow that read it here or have read it, and those that
+    read it here or later: a copy is made just before its first reader. ``bound``: something reads
+    it as it is made, here or later, or it is being made here. ``passing``: only partial sums of
+    it are stored. ``replaces``: where an input lies that it is written over if it lies alike.
+    """
 
     value: Value
     kind: str
     source: End
     copies: Flow | None = None
+    before: tuple[End, ...] = ()
+    after: tuple[End, ...] = ()
+    bound: bool = True
+    passing: bool = False
+    replaces: End | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,42 +106,108 @@ def region_points(
     outside: tuple[Live, ...],
 ) -> Iterator[Point]:
     program = problem.program
+    outermost = whole is program.body
     region = take(whole)
-    kinds = value_kinds(problem, region, whole is program.body)
+    kinds = value_kinds(problem, region, outermost)
     stored = materialised(region)
+    passing = epilogues(region, stored)
     last = last_use(region, stored)
-    held: list[tuple[int, int, Live]] = []
-
-    def hold(begin: int, end: int, value: Value) -> None:
-        held.append((begin, end, Live(value, kinds[value], problem.sources[value][0])))
-
-    if whole is program.body:
-        replacing = {
-            program.output_value(i.name) for i in program.inputs if i.name in program.outputs
-        }
-        for v in region.args:
-            hold(-1, len(region.ops), v)
+    begins: dict[Value, int] = {}
+    replacing: dict[Value, End] = {}
+    updates: dict[Value, Choice] = {}
+    if outermost:
+        ends = dict(zip(whole.outputs, problem.boundaries[whole][1], strict=True))
+        for info, v in program.named_inputs:
+            if info.name in program.outputs:
+                new = program.output_value(info.name)
+                replacing[new] = ends[new]
+                # What replaces an input reads it where it is stored, which is why it is there.
+                updates[v] = problem.sources[new][0].choice
+        begins.update(dict.fromkeys(region.args, -1))
+        last.update(dict.fromkeys(region.args, len(region.ops)))
     else:
-        replacing = set()
         # Slices of stacked operands are read in place; carried values are the loop's own.
-        for v in region.args[: len(region.args) - problem.slices[whole]]:
-            hold(-1, last.get(v, -1), v)
+        begins.update(dict.fromkeys(region.args[: len(region.args) - problem.slices[whole]], -1))
     for i, op in enumerate(region.ops):
-        for v in op.results:
-            # A new parameter is written into the buffer of the one that it replaces.
-            if v in stored and v not in replacing:
-                hold(i, last.get(v, i), v)
-    for v, flow in flows.items():
-        readers = [i for i, op in enumerate(region.ops) if v in op.operands]
-        if flow.region is whole and readers:
-            live = Live(v, "temporaries", problem.sources[v][0], flow)
-            held.append((readers[0], readers[-1], live))
+        begins.update((v, i) for v in op.results if v in stored)
+    readers = {
+        v: read_by(problem, flow, whole, region, last, stored)
+        for v, flow in flows.items()
+        if flow.region is whole
+    }
+
+    def live(i: int, v: Value, begin: int) -> Iterator[Live]:
+        ends = readers.get(v, [])
+        before = tuple(e for at, _, e in ends if e is not None and at <= i)
+        after = tuple(e for _, until, e in ends if e is not None and until >= i)
+        as_made = any(e is None and until >= i for _, until, e in ends)
+        bound = as_made or not ends or i <= begin or (outermost and begin < 0)
+        if v not in passing or i <= min((at for at, _, _ in ends), default=begin):
+            over = replacing.get(v)
+            source = problem.sources[v][0]
+            yield Live(v, kinds[v], source, None, before, after, bound, v in passing, over)
+
     for i, op in enumerate(region.ops):
-        here = tuple(live for begin, end, live in held if begin <= i <= end)
+        here = [
+            held
+            for v, begin in begins.items()
+            if begin <= i <= last.get(v, begin)
+            for held in live(i, v, begin)
+        ]
+        for v, ends in readers.items():
+            updating = updates.get(v)
+            reading = [(at, until, e) for at, until, e in ends if e is not None]
+            before = tuple(e for at, _, e in reading if at <= i)
+            after = tuple(
+                e
+                for at, until, e in reading
+                if until >= i and (e.choice is not updating or at <= i)
+            )
+            if before and after:
+                source = problem.sources[v][0]
+                here.append(Live(v, "temporaries", source, flows[v], before, after))
         if op.kind == "repeat":
             yield from region_points(problem, flows, take, op.regions[0], (*outside, *here))
         else:
             yield Point(op, (*outside, *here))
+
+
+def read_by(
+    problem: Problem,
+    flow: Flow,
+    whole: Region,
+    region: Region,
+    last: Mapping[Value, int],
+    stored: set[Value],
+) -> list[tuple[int, int, End | None]]:
+    """Who reads a flow's value: the op's place in the region, the last place where it is read
+    through values that are fused into it, and the flow's end; None for one that reads the value
+    as it is made."""
+    v = flow.value
+    found: list[tuple[int, int, End | None]] = []
+    for i, op in enumerate(region.ops):
+        if v not in op.operands:
+            continue
+        until = i
+        if fused(op, stored):
+            until = max((last.get(r, i) for r in op.results), default=i)
+        if op.kind == "repeat":
+            args = problem.boundaries[op.regions[0]][0]
+            wanted = {args[j].choice for j, u in enumerate(op.operands) if u is v}
+        elif op.kind == "either":
+            wanted = set()
+        else:
+            wanted = {problem.choice_of[op]}
+        ends = [e for e in flow.sinks if e.choice in wanted]
+        found.extend((i, until, e) for e in ends or [None])
+    if v in region.outputs:
+        outputs = problem.boundaries[whole][1]
+        wanted = {e.choice for e, u in zip(outputs, whole.outputs, strict=True) if u is v}
+        ends = [e for e in flow.sinks if e.choice in wanted]
+        # A loop's outputs leave with its step; the program's are all there when it ends.
+        end = len(region.ops) - (whole is problem.program.body)
+        found.extend((end, end, e) for e in ends or [None])
+    return found
 
 
 def value_kinds(problem: Problem, region: Region, outermost: bool) -> dict[Value, str]:
@@ -147,45 +224,56 @@ def value_kinds(problem: Problem, region: Region, outermost: bool) -> dict[Value
     return kinds
 
 
-def materialised(region: Region) -> set[Value]:
-    """Values that get a buffer: everything but what is fused into its readers."""
-    found: set[Value] = set(region.outputs)
-    for op in region.ops:
-        if op.kind not in FUSED:
-            found.update(op.results)
-            if op.kind != "reduce":
-                found.update(op.operands)
-    # An either is a name of what it takes.
-    names = {op.result for op in region.ops if op.kind == "either"}
-    return {v for v in found - names if v.type.dims}
+def block_bytes(problem: Problem, type: TensorType, layout: Layout) -> int:
+    """Bytes of a device's block, padding of the chip's tiled layout included."""
+    shape = tuple(d.size // layout.parts(d.name, problem.mesh) for d in type.dims)
+    return stored_bytes(problem.cost.chip, shape, type.itemsize)
 
 
-def last_use(region: Region, stored: set[Value]) -> dict[Value, int]:
-    """The last op that reads each value, itself or through values that are fused into it."""
-    found: dict[Value, int] = dict.fromkeys(region.outputs, len(region.ops))
-    for i, op in reversed(list(enumerate(region.ops))):
-        # What a fused op makes is made again where it is read: there its operands are read too.
-        fused = op.kind in FUSED and not any(r in stored for r in op.results)
-        until = max((found.get(r, i) for r in op.results), default=i) if fused else i
-        for v in op.operands:
-            found[v] = max(found.get(v, -1), until)
-    return found
+def wanted(ends: tuple[End, ...]) -> set[Layout]:
+    return {layout for end in ends for layout in end.layouts if layout is not None}
+
+
+def held_by_options(problem: Problem, live: Live) -> list[int]:
+    """Bytes of a value, not of its copies, under each option of its source."""
+    after = wanted(live.after)
+    # Until all that its readers want is made of it.
+    to_come = live.bound or not set(live.after) <= set(live.before)
+    written_over = wanted((live.replaces,)) if live.replaces is not None else set()
+
+    def size(layout: Layout | None) -> int:
+        if layout is None or layout in written_over or not (to_come or layout in after):
+            return 0
+        if live.passing and not layout.partial_axes:
+            return 0
+        return block_bytes(problem, live.value.type, layout)
+
+    return [size(layout) for layout in live.source.layouts]
+
+
+def held_by_copies(problem: Problem, live: Live) -> dict[Layout, int]:
+    """Bytes of each copy that, once made, is held: what a reader so far may have asked for and one
+    to come may ask for as well."""
+    assert live.copies is not None
+    targets = {m.target for m in problem.reshards_of(live.copies).moves}
+    held = targets & wanted(live.before) & wanted(live.after)
+    return {t: block_bytes(problem, live.value.type, t) for t in held}
 
 
 def measure(problem: Problem, solution: Solution) -> Callable[[Live], int]:
-    """Bytes per device of a live value in a solution."""
-    mesh = problem.mesh
-    moves = solution.assignment.moves or {}
+    """Bytes per device of a live value in a solution: what ``limit`` counts for it."""
     cache: dict[Live, int] = {}
+    moves = solution.assignment.moves or {}
 
     def size(live: Live) -> int:
         if live not in cache:
             if live.copies is None:
-                made = live.source.layouts[solution.picked[live.source.choice]]
-                held = set() if made is None else {made}
+                options = held_by_options(problem, live)
+                cache[live] = options[solution.picked[live.source.choice]]
             else:
-                held = {target for _, target in moves.get(live.value, ())}
-            cache[live] = sum(live.value.type.local_bytes(mesh, lay) for lay in held)
+                made = {target for _, target in moves.get(live.value, ())}
+                held = held_by_copies(problem, live) if made else {}
+                cache[live] = sum(held.get(target, 0) for target in made)
         return cache[live]
 
     return size
@@ -205,17 +293,15 @@ def peak(problem: Problem, solution: Solution) -> tuple[Memory, Op]:
 
 def limit(problem: Problem, point: Point, available: float) -> Limit:
     """The solver's row that keeps one point within ``available`` bytes per device."""
-    mesh = problem.mesh
     options: dict[Choice, list[float]] = {}
     moves: dict[Flow, dict[Layout, float]] = {}
     for live in point.live:
-        type, choice = live.value.type, live.source.choice
         if live.copies is None:
+            choice = live.source.choice
             held = options.setdefault(choice, [0.0] * len(choice.options))
-            for i, layout in enumerate(live.source.layouts):
-                held[i] += 0 if layout is None else type.local_bytes(mesh, layout)
+            for i, size in enumerate(held_by_options(problem, live)):
+                held[i] += size
         else:
-            graph = problem.reshards_of(live.copies)
-            targets = {m.target for m in graph.moves}
-            moves[live.copies] = {t: float(type.local_bytes(mesh, t)) for t in targets}
+            copies = held_by_copies(problem, live)
+            moves[live.copies] = {t: float(size) for t, size in copies.items()}
     return Limit(point.name, available, options, moves)

@@ -109,6 +109,11 @@ class Problem:
     graphs: dict[tuple[object, ...], dict[Layout, list[Move]]] = field(default_factory=dict)
 
     @cached_property
+    def choice_of(self) -> dict[Op, Choice]:
+        """The choice that each op, repeats aside, hangs on."""
+        return {op: choice for choice in self.choices for op in choice.strategies}
+
+    @cached_property
     def frequency(self) -> Counter[str]:
         """How many values have each dim."""
         return Counter(n for v in self.program.values() for n in v.type.names)
