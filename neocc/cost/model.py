@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from neocc.cost.attention import (
@@ -36,13 +36,14 @@ def local(dims: Iterable[Dim], parts: Parts) -> int:
 @dataclass(frozen=True)
 class CostModel:
     """Prices of compute and communication on a mesh of one kind of chip, laid on its devices as
-    ``topology`` says."""
+    ``topology`` says; with ``others``, each collective as the fastest of all of them runs it."""
 
     chip: Chip
     mesh: Mesh
     topology: Topology
     overlap: float = 0.9  # share of a hideable transfer that can run behind compute; assumed
     attention: AttentionForm = PORTABLE
+    others: tuple[Topology, ...] = ()
 
     @staticmethod
     def of(chip: Chip, mesh: Mesh, topology: Topology | None = None) -> CostModel:
@@ -60,10 +61,25 @@ class CostModel:
             )
         return CostModel(chip, mesh, laid)
 
+    @staticmethod
+    def floor(chip: Chip, mesh: Mesh, topologies: Sequence[Topology]) -> CostModel:
+        """A bound on all of these mappings at once: under none of them does any plan cost less
+        than here, where each collective takes the time of the mapping that is fastest for it. So
+        one solve tells whether any of them can beat a plan that is known.
+
+        Raises:
+            HardwareError: as ``of``; or there is no mapping.
+        """
+        if not topologies:
+            raise HardwareError(f"no mapping of mesh {mesh} to bound")
+        models = [CostModel.of(chip, mesh, t) for t in topologies]
+        return replace(models[0], others=tuple(topologies[1:]))
+
     @cached_property
-    def links(self) -> tuple[AxisLink, ...]:
-        """The link of each mesh axis."""
-        return self.topology.links()
+    def links(self) -> tuple[tuple[AxisLink, ...], ...]:
+        """The links that each mesh axis may have, without repeats; one, but for a ``floor``."""
+        laid = [t.links() for t in (self.topology, *self.others)]
+        return tuple(tuple(dict.fromkeys(axis)) for axis in zip(*laid, strict=True))
 
     def op_seconds(self, op: Op, parts: Parts) -> float:
         """Time of one run of one op on one device, its iteration dims cut into ``parts``."""
@@ -96,7 +112,7 @@ class CostModel:
         holds before and after it; ``target_bytes``: what it holds after."""
         if kind == "slice":
             return elementwise_time(self.chip, 2 * target_bytes)
-        return collective_time(kind, full_bytes, self.links[axis])
+        return min(collective_time(kind, full_bytes, link) for link in self.links[axis])
 
 
 def product_flops(op: Op, parts: Parts) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from neocc.cost.collectives import KINDS, collective_time
@@ -38,6 +38,7 @@ def times(links: tuple[AxisLink, ...]) -> np.ndarray:
     return np.array([collective_time(k, b, a) for a in links for k in KINDS for b in BYTES])
 
 
+@settings(max_examples=30)
 @given(name=NAMES, mesh=MESHES, every=st.booleans())
 def test_every_mapping_gives_each_mesh_position_a_device_of_its_own(name, mesh, every):
     for laid in found(name, mesh, every):
@@ -151,6 +152,7 @@ def test_the_skyline_is_what_nothing_dominates(points: list[tuple[float, ...]]):
     assert set(skyline(points)) == {p for p in points if not beaten(p)}
 
 
+@settings(max_examples=50)
 @given(name=NAMES, mesh=MESHES, kind=st.sampled_from(KINDS), bytes_=st.floats(0, 2.0**40))
 def test_a_collectives_time_is_a_line_in_its_bytes(name, mesh, kind, bytes_):
     """What ``mappings`` concludes from two points of it."""
@@ -202,12 +204,28 @@ def test_a_slice_that_does_not_hold_the_mesh_is_refused():
 def test_the_cost_model_prices_the_mapping_that_it_is_given():
     v5p, mesh = chip("v5p"), Mesh.parse("8x16")
     default, other = mappings(v5p, mesh.sizes)[:2]
-    assert CostModel.of(v5p, mesh).links == default.links()
-    assert CostModel.of(v5p, mesh, other).links == other.links() != default.links()
+    assert CostModel.of(v5p, mesh).links == tuple((link,) for link in default.links())
+    assert CostModel.of(v5p, mesh, other).links == tuple((link,) for link in other.links())
+    assert other.links() != default.links()
     with pytest.raises(HardwareError, match="8x16 on v5p is none of mesh x:16,y:8 on v5p"):
         CostModel.of(v5p, Mesh.parse("16x8"), default)
     with pytest.raises(HardwareError, match="8x16 on v5p is none of mesh x:8,y:16 on v4"):
         CostModel.of(chip("v4"), mesh, default)
+
+
+@given(name=NAMES, mesh=SMALL, kind=st.sampled_from(KINDS), size=st.sampled_from(BYTES))
+def test_a_floor_prices_each_collective_as_the_fastest_mapping_does(name, mesh, kind, size):
+    c, grid, kept = chip(name), Mesh(tuple(zip("xyz", mesh, strict=False))), found(name, mesh)
+    floor = CostModel.floor(c, grid, kept)
+    each = [CostModel.of(c, grid, laid) for laid in kept]
+    for axis in range(len(mesh)):
+        prices = [model.move_seconds(kind, axis, int(size), int(size)) for model in each]
+        assert floor.move_seconds(kind, axis, int(size), int(size)) == min(prices)
+
+
+def test_a_floor_needs_a_mapping():
+    with pytest.raises(HardwareError, match="no mapping of mesh x:2,y:8"):
+        CostModel.floor(chip("v5p"), Mesh.parse("2x8"), ())
 
 
 # Shapes of meshes.
