@@ -32,15 +32,21 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any], xp: Any) -> tuple[A
 
 
 def infer_random(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
-    need(len(types) == 1, "random takes one operand, the seed")
+    """``part``, an attribute: the dim of which this is a part only, that begins at the second
+    operand; ``counted`` then has the size of the whole."""
+    part = attrs.get("part")
+    need(len(types) == (2 if part else 1), "random takes the seed, and where its part begins")
     need(types[0] == TensorType((), "u32"), f"random's seed is {types[0]}, not a u32 scalar")
+    if part:
+        need(types[1] == TensorType((), "i32"), f"random's part begins at {types[1]}")
+        need(any(d.name == part for d in attrs["dims"]), f"random has no dim {part!r}")
     known = attrs["distribution"] in DISTRIBUTIONS
     need(known, f"random has no distribution {attrs['distribution']!r}")
     need(attrs["dtype"] in ("f32", "f64"), "random makes f32 or f64; cast the result")
     sizes = counted_sizes(attrs)
     need(len(sizes) == len(attrs["dims"]), "random: one counted size per dim")
     for d, size in zip(attrs["dims"], sizes, strict=True):
-        need(0 <= size <= d.size, f"random counts {size} of the dim {d}")
+        need(0 <= size <= d.size or d.name == part, f"random counts {size} of the dim {d}")
     split_counter(sizes)
     return (TensorType(tuple(attrs["dims"]), attrs["dtype"]),)
 
@@ -70,6 +76,8 @@ def evaluate_random(op: Op, args: list[Any], ctx: Context) -> list[Any]:
         word = xp.zeros((1,) * (ctx.lead + rank), xp.uint32)
         for axis in group:
             index = ctx.index(dims[axis].name, dims[axis].size, rank, axis)
+            if dims[axis].name == op.attrs.get("part"):
+                index = index + args[1].reshape(args[1].shape + (1,) * rank)
             word = word * xp.uint32(sizes[axis] & 0xFFFFFFFF) + index.astype(xp.uint32)
         words.append(word)
     seed = args[0].reshape(args[0].shape + (1,) * rank)
@@ -85,7 +93,8 @@ def evaluate_random(op: Op, args: list[Any], ctx: Context) -> list[Any]:
 
 def random_space(op: Op) -> Space:
     dims = op.attrs["dims"]
-    return Space(tuple(Iter(d.name, d.size) for d in dims), ((),), (tuple(d.name for d in dims),))
+    names = tuple(d.name for d in dims)
+    return Space(tuple(Iter(d.name, d.size) for d in dims), ((),) * len(op.operands), (names,))
 
 
 DEFS = {"random": OpDef(infer_random, random_space, evaluate_random)}

@@ -163,7 +163,8 @@ class Assignment:
     strategies: one per op that is not a repeat, nested ones included.
     boundaries: one per region, the program's body included. Of a repeat, operand i lies as
     argument i of its region and result i as output i; a carried value lies the same in all four
-    places; the repeat's dim is not cut. An argument is never partial; a stacked output may be.
+    places; the repeat's dim is not cut. A stacked output may be partial, and a carried value; no
+    other argument is.
     moves: per value, the moves that the solver pays for; None lets each be a shortest path.
     """
 

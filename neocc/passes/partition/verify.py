@@ -149,10 +149,11 @@ def check_repeat(op: Op, mesh: Mesh, ids: set[int]) -> None:
     )
     if repeat_types(whole(op.operands), op.attrs, bare) != whole(op.results):
         raise IRError("its results are not what its region makes")
-    for outside, inside in zip(op.operands, region.args, strict=True):
+    for i, (outside, inside) in enumerate(zip(op.operands, region.args, strict=True)):
         if layout_of(outside) != layout_of(inside):
             raise LayoutError(f"operand {outside!r} enters the region as {inside!r}")
-        if any(isinstance(p, Partial) for p in layout_of(inside).axes):
+        # What is carried may be a sum that is still to be reduced; each step adds its terms.
+        if i >= carries and any(isinstance(p, Partial) for p in layout_of(inside).axes):
             raise LayoutError(f"operand {outside!r} is partial")
     for outside, inside in zip(op.results, region.outputs, strict=True):
         if layout_of(outside) != layout_of(inside):
