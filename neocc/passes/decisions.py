@@ -71,6 +71,7 @@ def decisions(plan: Plan) -> Decisions:
         {name: layout for name, layout in ends if name not in inputs},
         tuple(region_decisions(n, assignment) for n in names),
         plan.saved,
+        plan.ready.microbatches,
     )
 
 

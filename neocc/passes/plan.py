@@ -20,6 +20,7 @@ from neocc.passes.layout.problem import Problem, Rules, build, hideable_values
 from neocc.passes.layout.rules import given_layout, padded_sizes, parse_layout
 from neocc.passes.layout.solve import Solution
 from neocc.passes.layout.within import solve_within
+from neocc.passes.microbatch import split_batch
 from neocc.passes.pad import Padding, pad_program
 from neocc.passes.partition import Partitioned, apply
 from neocc.passes.remat import KEEP, RECOMPUTE, open_values
@@ -70,6 +71,7 @@ class Ready:
 
     source: as the caller gave it; unpadded: simplified; program: padded, what a layout is of.
     layout: as the caller wrote it, and given: the dims that it has each mesh axis cut.
+    microbatches: parts that the batch is run in, one after the other.
     """
 
     source: Program
@@ -81,6 +83,7 @@ class Ready:
     cost: CostModel
     layout: str
     given: dict[int, tuple[str, ...]]
+    microbatches: int = 1
 
 
 @dataclass(frozen=True)
@@ -138,18 +141,20 @@ def make_plan(
     rules: Rules | None = None,
     memory_limit: float | None = None,
     topology: Topology | None = None,
+    microbatches: int = 1,
 ) -> Plan:
     """The best plan within a device's memory, or the nearest to fitting (see ``Plan.fits``).
 
     ``layout``: a full or partial layout in Mesh TensorFlow's syntax, ``batch:x,heads:y``.
     ``memory_limit``: bytes per device; by default ``USABLE`` of the chip's. ``topology``: the
     mapping of the mesh onto the devices (``neocc.cost.mappings``); by default that of the cost
-    model.
+    model. ``microbatches``: parts that the batch is run in (``passes.microbatch``).
 
     Raises:
-        LayoutError: the layout names what is not there, or leaves an op no strategy.
+        LayoutError: the layout names what is not there, or leaves an op no strategy; the batch
+            cannot be split.
     """
-    ready = prepare(program, mesh, chip, layout, topology)
+    ready = prepare(program, mesh, chip, layout, topology, microbatches)
     problem = build(ready.program, mesh, ready.cost, rules or given_layout(ready.given))
     available = USABLE * chip.hbm_bytes if memory_limit is None else memory_limit
     solution, memory = solve_within(problem, available, SEARCH)
@@ -157,18 +162,34 @@ def make_plan(
 
 
 def prepare(
-    program: Program, mesh: Mesh, chip: Chip, layout: str = "", topology: Topology | None = None
+    program: Program,
+    mesh: Mesh,
+    chip: Chip,
+    layout: str = "",
+    topology: Topology | None = None,
+    microbatches: int = 1,
 ) -> Ready:
     """What ``make_plan`` does before it decides anything.
 
     Raises:
-        LayoutError: the layout names what is not there.
+        LayoutError: the layout names what is not there, or the batch cannot be split.
     """
     given = parse_layout(layout, program, mesh) if layout else {}
-    unpadded = simplify(hoist_casts(program))
+    unpadded = split_batch(simplify(hoist_casts(program)), microbatches)
     padded, paddings = pad_program(unpadded, padded_sizes(unpadded, mesh, given))
     cost = CostModel.of(chip, mesh, topology)
-    return Ready(program, unpadded, padded, tuple(paddings), mesh, chip, cost, layout, dict(given))
+    return Ready(
+        program,
+        unpadded,
+        padded,
+        tuple(paddings),
+        mesh,
+        chip,
+        cost,
+        layout,
+        dict(given),
+        microbatches,
+    )
 
 
 def costed(

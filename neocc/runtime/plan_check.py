@@ -12,7 +12,6 @@ from neocc.cost.topology import Topology
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
-from neocc.passes.decisions import Decisions
 from neocc.passes.plan import Plan, prepare
 from neocc.passes.recost import recost
 from neocc.runtime.plan_file import PlanFile, figures, fingerprint, hardware_hash
@@ -59,8 +58,9 @@ def plan_of(
         notes.append(f"{path} was written by neocc {file.neocc}; this is {VERSION}")
     limit = file.memory_limit if memory_limit is None else memory_limit
     try:
-        ready = prepare(program, file.mesh, target, file.layout, topology_of(file, target))
-        given = planned_as_a_whole(file.decisions)
+        given = file.decisions
+        wires = topology_of(file, target)
+        ready = prepare(program, file.mesh, target, file.layout, wires, given.microbatches)
         found = recost(ready, given, limit)
     except NeoccError as error:
         raise NeoccError(f"{path}: {error.message}") from None
@@ -105,17 +105,6 @@ def topology_of(file: PlanFile, target: Chip) -> Topology:
             f"devices: the parts do not put each position of {file.mesh} on a device of its own"
         )
     return laid
-
-
-def planned_as_a_whole(given: Decisions) -> Decisions:
-    """Raises:
-    NeoccError: a plan that splits the batch in time, which cannot be costed.
-    """
-    if given.microbatches != 1:
-        raise NeoccError(
-            f"microbatches is {given.microbatches}; this neocc plans whole batches only: write 1"
-        )
-    return given
 
 
 def difference(file: PlanFile, program: Program) -> str:

@@ -19,6 +19,7 @@ from neocc.ir.types import TensorType
 from neocc.lower.jax import jax_mesh, lower
 from neocc.passes.layout.problem import Rules, build
 from neocc.passes.layout.solve import solve
+from neocc.passes.microbatch import LOOP
 from neocc.passes.pad import pad_program
 from neocc.passes.partition import Partitioned, apply
 from neocc.passes.plan import Plan
@@ -121,7 +122,8 @@ class Run:
     def step(self, data: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Trains on one batch, given with true shapes; what the program says of it."""
         types = {i.name: v.type for i, v in self.program.named_inputs}
-        grown = {n: grow(a, types[n].shape) for n, a in data.items() if n in types}
+        parts = {n: split(a, types[n]) for n, a in data.items() if n in types}
+        grown = {n: grow(a, types[n].shape) for n, a in parts.items()}
         arrays = self.lowered.place({**self.state, **grown})
         outputs = dict(zip(self.program.outputs, self.compiled(*arrays), strict=True))
         self.state = {n: outputs.pop(n) for n in self.state}
@@ -144,6 +146,14 @@ class Run:
                 raise Diverged(
                     f"step {record.step}: the loss is {record.loss}; try a lower learning rate"
                 )
+
+
+def split(array: np.ndarray, type: TensorType) -> np.ndarray:
+    """A batch in the parts that the step takes one after the other, if it takes parts."""
+    if not type.has(LOOP) or array.ndim != len(type.dims) - 1:
+        return array
+    count = type.dim(LOOP).size
+    return array.reshape(count, -1, *array.shape[1:]) if len(array) % count == 0 else array
 
 
 def grow(array: np.ndarray, shape: tuple[int, ...]) -> Any:

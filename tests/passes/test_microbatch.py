@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import gpt
+from neocc.cost.hardware import chip
 from neocc.ir.builder import Graph, iota, tanh
 from neocc.ir.errors import LayoutError
 from neocc.ir.mesh import Mesh
@@ -19,6 +20,7 @@ from neocc.ir.types import Dim
 from neocc.ir.verify import verify
 from neocc.passes.microbatch import split_batch
 from neocc.passes.partition import apply, simulate, verify_partitioned
+from neocc.passes.plan import make_plan
 from neocc.passes.simplify import simplify
 from tests.numpy_executor import run_numpy
 from tests.random_assignments import drawn, random_assignment
@@ -111,4 +113,22 @@ def test_parts_on_any_layout_compute_the_same(data: st.DataObject) -> None:
     inputs = inputs_for(program, np.random.default_rng(0))
     expected = run_numpy(program, inputs)
     for name, value in simulate(partitioned, in_parts(program, split, inputs)).items():
+        assert_close(value, expected[name])
+
+
+def test_gradients_may_be_reduced_once_for_all_parts() -> None:
+    """Weights whole everywhere, little work between reductions: each part's sums are kept apart
+    on each device, and reduced after the last."""
+    config = replace(TINY, recompute=False, layers=1, dtype="f64")
+    program = simplify(gpt.train_step(config))
+    plan = make_plan(program, Mesh.parse("2"), chip("h100"), "batch:x", microbatches=4)
+    loop = next(op for op in plan.partitioned.program.body.ops if op.kind == "repeat")
+    carried = loop.regions[0].args[: loop.attrs["carries"]]
+    assert all(v.type.layout is not None and v.type.layout.partial_axes for v in carried)
+    assert not [c for c in plan.collectives if c.region != "outside layers"]
+    verify_partitioned(plan.partitioned, plan.program)
+    inputs = inputs_for(program, np.random.default_rng(0))
+    expected = run_numpy(program, inputs)
+    found = simulate(plan.partitioned, in_parts(program, plan.program, inputs))
+    for name, value in found.items():
         assert_close(value, expected[name])

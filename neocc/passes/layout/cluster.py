@@ -18,7 +18,7 @@ import networkx as nx
 from neocc.ir.ops import ELEMENTWISE
 from neocc.ir.program import Op, Region, Value
 
-LINEAR_SOURCES = ("einsum", "scatter_add", "gather")
+LINEAR_SOURCES = ("einsum", "scatter_add", "gather", "repeat")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,16 @@ def space_dims(op: Op) -> frozenset[str]:
     return frozenset(n for v in (*op.operands, *op.results) for n in v.type.names)
 
 
+def accumulates(region: Region, value: Value) -> bool:
+    """Whether a carried value is an accumulator: each step only adds to it."""
+    for i, (arg, out) in enumerate(zip(region.args, region.outputs, strict=False)):
+        if arg is value:
+            readers = [op for op in region.ops if arg in op.operands]
+            added = len(readers) == 1 and readers[0].kind == "add" and out in readers[0].results
+            return added and region.outputs.index(out) == i
+    return False
+
+
 def clusters(region: Region, spare: Collection[Op] = ()) -> list[Cluster]:
     """The clusters of one region (not of those nested in it), in order of their first op. Ops
     that may be left out, the ``spare`` ones, are in none with others."""
@@ -55,7 +65,7 @@ def clusters(region: Region, spare: Collection[Op] = ()) -> list[Cluster]:
     sums: set[Op] = set()
     for op in region.ops:
         if op.kind in ("add", "sub"):
-            made_by = [producer.get(v) for v in op.operands]
+            made_by = [producer.get(v) for v in op.operands if not accumulates(region, v)]
             if all(p is not None and (p.kind in LINEAR_SOURCES or p in sums) for p in made_by):
                 sums.add(op)
 

@@ -15,6 +15,7 @@ from neocc.cost.tiling import stored_bytes
 from neocc.ir.mesh import Layout
 from neocc.ir.program import Op, Region, Value
 from neocc.ir.types import TensorType
+from neocc.passes.layout.cluster import accumulates
 from neocc.passes.layout.liveness import epilogues, fused, last_use, materialised
 from neocc.passes.layout.objective import Limit
 from neocc.passes.layout.problem import Choice, End, Flow, Problem
@@ -126,8 +127,16 @@ def region_points(
         begins.update(dict.fromkeys(region.args, -1))
         last.update(dict.fromkeys(region.args, len(region.ops)))
     else:
-        # Slices of stacked operands are read in place; carried values are the loop's own.
-        begins.update(dict.fromkeys(region.args[: len(region.args) - problem.slices[whole]], -1))
+        # Slices of stacked operands are read in place; carried values are the loop's own, and
+        # accumulators are added to in place.
+        carried = len(region.args) - problem.slices[whole]
+        begins.update(dict.fromkeys(region.args[:carried], -1))
+        for v, out, end in zip(
+            region.args, region.outputs, problem.boundaries[whole][0], strict=False
+        ):
+            if accumulates(region, v):
+                replacing[out] = end
+                last[v] = len(region.ops)
     for i, op in enumerate(region.ops):
         begins.update((v, i) for v in op.results if v in stored)
     readers = {
@@ -167,7 +176,12 @@ def region_points(
                 source = problem.sources[v][0]
                 here.append(Live(v, "temporaries", source, flows[v], before, after))
         if op.kind == "repeat":
-            yield from region_points(problem, flows, take, op.regions[0], (*outside, *here))
+            # What a loop carries lies where it came in, if that is its last use, and goes out.
+            carries = op.attrs["carries"]
+            own = {v for v in op.operands[:carries] if last.get(v, i) <= i}
+            own.update(op.results[:carries])
+            around = (held for held in here if held.value not in own or held.copies)
+            yield from region_points(problem, flows, take, op.regions[0], (*outside, *around))
         else:
             yield Point(op, (*outside, *here))
 
@@ -214,11 +228,16 @@ def value_kinds(problem: Problem, region: Region, outermost: bool) -> dict[Value
     """What each value of a region is, for the report."""
     kinds = {v: "temporaries" for op in region.ops for v in op.results}
     kinds.update(dict.fromkeys(region.args, "temporaries"))
+    kinds.update((v, "gradients") for v in region.args if accumulates(region, v))
     if outermost:
         kinds.update({v: ROLES[i.role] for i, v in problem.program.named_inputs})
     read_by_loops = {v for op in region.ops if op.kind == "repeat" for v in op.operands}
     for op in region.ops:
         if op.kind == "repeat":
+            inner = op.regions[0]
+            for v, arg in zip(op.results, inner.args[: op.attrs["carries"]], strict=False):
+                if accumulates(inner, arg):
+                    kinds[v] = "gradients"
             for v in op.results[op.attrs["carries"] :]:
                 kinds[v] = "saved for backward" if v in read_by_loops else "gradients"
     return kinds

@@ -34,7 +34,7 @@ from neocc.passes.layout.algebra import (
     op_layouts,
     strategies,
 )
-from neocc.passes.layout.cluster import Cluster, clusters
+from neocc.passes.layout.cluster import Cluster, accumulates, clusters
 from neocc.passes.layout.reshards import Reshards, reshards
 from neocc.passes.remat import Droppable, droppable, resolve
 
@@ -443,6 +443,7 @@ class Builder:
         self.problem.slices[region] = len(region.args) - carries
         args, outputs = [], []
         for i, (v, arg) in enumerate(zip(op.operands, region.args, strict=True)):
+            # An accumulator may be carried as partial sums, and reduced after the last step.
             name, sums = arg.name or f"argument {i}", i < carries and accumulates(region, arg)
             end = self.boundary(name, arg.type, region, sums, arg in self.spare.args)
             args.append(end)
@@ -476,11 +477,6 @@ def unary_strategy(op: Op, layout: Layout) -> Strategy | None:
     return Strategy(tuple(axes))
 
 
-def accumulates(region: Region, arg: Value) -> bool:
-    """Whether a carried value is only added to: then it may be carried as partial sums."""
-    return arg.type.is_float and all(op.kind == "add" for op in region.ops if arg in op.operands)
-
-
 def merge_ends(sources: tuple[End, ...], ends: list[End]) -> list[End]:
     """Sinks that can ask for different things: equal ones once, and none that always gets what
     the source's own choice makes."""
@@ -496,7 +492,10 @@ def merge_ends(sources: tuple[End, ...], ends: list[End]) -> list[End]:
 def hideable_values(region: Region, carries: int) -> set[Value]:
     """Values of a repeat's body whose transfers can hide behind compute: those that do not
     depend on what the body carries (weights, fetched ahead), and those on which the next carry
-    does not depend (gradients, sent behind)."""
+    does not depend (gradients, sent behind). None in a body with loops of its own, which steps
+    wait for."""
+    if any(op.regions for op in region.ops):
+        return set()
     after: set[Value] = set(region.args[:carries])
     for op in region.ops:
         if any(v in after for v in op.operands):
