@@ -289,7 +289,7 @@ ILLEGAL: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, ...]]] = {
         lambda d: loop(d)["ops"].pop(),
         ("layers forward", "other ops", "plan again"),
     ),
-    "microbatches": (lambda d: d.update(microbatches=4), ("microbatches is 4", "write 1")),
+    "microbatches": (lambda d: d.update(microbatches=4), ("regions", "microbatch forward")),
     "recomputation": (lambda d: d.update(saved={"h": "recompute"}), ("saved: 'h'",)),
     "a shape of devices": (
         lambda d: d["devices"].update(shape=[1, 4, 4, 1]),
