@@ -9,7 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neocc.ir.builder import Graph, Tensor, einsum, exp, gather, iota, repeat, rsqrt, select
+from neocc.ir.builder import (
+    Graph,
+    Tensor,
+    einsum,
+    exp,
+    fused_attention,
+    gather,
+    iota,
+    repeat,
+    rsqrt,
+    select,
+)
 from neocc.ir.program import Program
 from neocc.ir.types import Dim
 from neocc.nn import cross_entropy, gelu, layer_norm, softmax
@@ -81,7 +92,7 @@ def dims(m: Dense, batch: int, seq: int) -> dict[str, Dim]:
     return {n: Dim(n, s) for n, s in sizes.items()}
 
 
-def attention(m: Dense, d: dict[str, Dim], x: Tensor, w: dict[str, Tensor]) -> Tensor:
+def attention(m: Dense, d: dict[str, Dim], x: Tensor, w: dict[str, Tensor], fused: bool) -> Tensor:
     q_dims = "batch seq kv_heads groups head_dim"
     q = einsum(x, w["q"], q_dims)
     k = einsum(x, w["k"], "batch seq kv_heads head_dim")
@@ -89,6 +100,9 @@ def attention(m: Dense, d: dict[str, Dim], x: Tensor, w: dict[str, Tensor]) -> T
     if m.rope:  # one pass over each, as a fused rotation makes
         q, k = q * w["angles"], k * w["angles"]
     k, v = k.rename(seq="memory"), v.rename(seq="memory")
+    if fused:
+        mixed, _ = fused_attention(q, k, v, d["seq"], d["memory"], d["head_dim"], causal=True)
+        return einsum(mixed, w["o"], "batch seq embd")
     scores = einsum(q, k, "batch kv_heads groups seq memory")
     seen = iota(scores, d["memory"]) <= iota(scores, d["seq"])
     p = softmax(select(seen, scores, -1e4), d["memory"])
@@ -118,11 +132,12 @@ def weight_dims(m: Dense, d: dict[str, Dim]) -> dict[str, tuple[Dim, ...]]:
     return {n: tuple(d[x] for x in dims_.split()) for n, dims_ in names.items()}
 
 
-def layer(m: Dense, batch: int, seq: int, dtype: str = "bf16") -> Program:
+def layer(m: Dense, batch: int, seq: int, dtype: str = "bf16", fused: bool = True) -> Program:
     """One layer, in a repeat of one so that the forward and the backward pass are regions:
     x[batch, seq, embd] and its gradient dy -> gradients of x and of every weight.
 
-    Where ``seq`` is cut, keys and values are gathered along it.
+    Where ``seq`` is cut, keys and values are gathered along it. ``fused``: attention is one op;
+    else its scores are values of the program.
     """
     g, d = Graph("layer"), dims(m, batch, seq)
     weights = {
@@ -138,7 +153,7 @@ def layer(m: Dense, batch: int, seq: int, dtype: str = "bf16") -> Program:
     def body(x: Tensor, w: dict[str, Tensor]) -> Tensor:
         w = {**w, **constant}
         h = norm(m, g, "norm1", x, w)
-        a = attention(m, d, h, w)
+        a = attention(m, d, h, w, fused)
         if m.parallel:
             return x + a + feed_forward(m, h, w)
         x = x + (a if m.rms else a + w["o_b"])

@@ -9,9 +9,9 @@ most ``DATA`` devices, at the link of all of them, which changes no transfer's b
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from typing import Literal
 
 from benchmarks.dense_models import MATRICES, Dense, embedding, head, layer
 from neocc.cost.hardware import Chip
@@ -19,6 +19,8 @@ from neocc.cost.model import CostModel, Parts, matmul_sizes
 from neocc.cost.roofline import ITEM_BYTES, elementwise_time, matmul_time
 from neocc.cost.topology import AxisLink, topology
 from neocc.ir.mesh import Layout, Mesh
+from neocc.ir.ops import ATTENTION
+from neocc.ir.ops.attention import PRODUCTS
 from neocc.ir.program import Input, Op, Program, Region, Value
 from neocc.ir.types import TensorType
 from neocc.passes.layout.algebra import Strategy, Through
@@ -125,19 +127,29 @@ class Pricing(CostModel):
         return self.axes
 
     def op_seconds(self, op: Op, parts: Parts) -> float:
-        if is_core(op):
-            if op.kind == "einsum" and self.plan.attention and self.model:
-                batch, m, n, k = matmul_sizes(op, parts)
-                flops = 2.0 * batch * m * n * k * self.model.attended
-                rate = self.chip.flops(op.operands[0].type.dtype) * self.chip.matmul_efficiency
-                return flops / (rate * self.plan.attention)
-            if op.kind != "einsum":
-                return 0.0  # kernels over scores are counted one by one
+        if op.kind in ATTENTION:
+            return self.kernel_seconds(op, parts)
+        if is_core(op) and op.kind != "einsum":
+            return 0.0  # kernels over scores are counted one by one
         narrow = self.plan.low and not any(v.type.has("vocab") for v in op.operands)
         if op.kind == "einsum" and narrow and self.plan.low and not is_core(op):
             sizes = matmul_sizes(op, parts)
             return matmul_time(self.chip, *sizes, self.plan.low) + self.chip.kernel_overhead
         return super().op_seconds(op, parts)
+
+    def kernel_seconds(self, op: Op, parts: Parts) -> float:
+        """A fused attention kernel: its products over the scores that the mask leaves, at the
+        system's share of a large product's rate; and an exponential a score, which the tensor cores
+        wait for (arXiv 2407.08608 section 3.2 overlaps a part). Sequences that are cut are cut so
+        that devices have alike much to do."""
+        q, k = (v.type for v in op.operands[:2])
+        assert self.model is not None and self.plan.attention is not None
+        rows = self.local_bytes(op.operands[0], parts) // q.itemsize // self.model.head_dim
+        scores = rows * k.dim("memory").size * self.model.attended
+        flops = PRODUCTS[op.kind] * 2.0 * scores * self.model.head_dim
+        rate = self.chip.flops(q.dtype) * self.chip.matmul_efficiency * self.plan.attention
+        waits = scores / self.chip.sm.exponentials if self.chip.sm else 0.0
+        return flops / rate + waits + self.chip.kernel_overhead
 
     def move_seconds(self, kind: str, axis: int, full_bytes: int, target_bytes: int) -> float:
         if kind == "all_reduce" and axis == self.mesh.index("data"):
@@ -203,10 +215,8 @@ def price(program: Program, mesh: Mesh, cost: Pricing, allowed: Rules) -> LayerC
         ops = list(choice.strategies)
         products = [op for op in ops if op.kind == "einsum"]
         into.kernels += seconds > 0
-        if products and is_core(products[0]):
-            # A fused backward kernel computes the scores once more than the four gradients need.
-            extra = 1.25 if choice.region is backward and cost.plan.attention else 1.0
-            into.core += extra * seconds
+        if any(op.kind in ATTENTION or (op.kind == "einsum" and is_core(op)) for op in ops):
+            into.core += seconds
         elif products:
             name = weight_of(products[0])
             into.products[name] = into.products.get(name, 0.0) + seconds
@@ -234,7 +244,7 @@ def keep_sharded(problem: Problem) -> None:
             if small or type_dims & {"batch", "seq"} or "layers" in type_dims:
                 continue
             for i, option in enumerate(end.choice.options):
-                if not isinstance(option.axes[axis], str):
+                if option is not None and not isinstance(option.axes[axis], str):
                     end.choice.seconds[i] += FORBIDDEN
 
 
@@ -248,10 +258,9 @@ def weight_of(op: Op) -> str:
 
 
 def add_scores(problem: Problem, region: Region, into: Pass, cost: Pricing, backward: bool) -> None:
-    """What attention takes beside its products. Fused: an exponential a score, which the tensor
-    cores wait for (arXiv 2407.08608 section 3.2 overlaps a part). Scores in memory: a softmax reads
-    and writes them, its gradient reads two and writes one; dropout is a kernel of its own each way,
-    with a mask of a byte (Megatron, arXiv 2205.05198 section 4.1)."""
+    """What attention with stored scores takes beside its products: a softmax reads and writes them,
+    its gradient reads two and writes one; dropout is a kernel of its own each way, with a mask of a
+    byte (Megatron, arXiv 2205.05198 section 4.1)."""
     score = next(
         (v for op in region.ops for v in op.results if is_score(v)),
         next((v for v in region.args if is_score(v)), None),
@@ -259,10 +268,6 @@ def add_scores(problem: Problem, region: Region, into: Pass, cost: Pricing, back
     if score is None:
         return
     size = score.type.size / problem.mesh.size
-    if cost.plan.attention:
-        if cost.chip.sm and cost.model:
-            into.core += size * cost.model.attended / cost.chip.sm.exponentials
-        return
     item = ITEM_BYTES[cost.plan.dtype]
     touched = 3 * item if backward else 2 * item
     if cost.plan.dropout:
@@ -339,40 +344,27 @@ def transfers(
     return found
 
 
-Builder = Callable[[Dense, int, int, str], Program]
+Part = Literal["layer", "head", "embedding"]
+
+
+def program_of(part: Part, m: Dense, batch: int, plan: Plan) -> Program:
+    match part:
+        case "layer":
+            return layer(m, batch, m.seq, plan.dtype, plan.attention is not None)
+        case "head":
+            return head(m, batch, m.seq, plan.dtype)
+        case "embedding":
+            return embedding(m, batch, m.seq, plan.dtype)
 
 
 @cache
 def cost_of(
-    build_program: Builder,
-    model: Dense,
-    batch: int,
-    chip: Chip,
-    plan: Plan,
-    links: tuple[AxisLink, ...],
+    part: Part, m: Dense, batch: int, chip: Chip, plan: Plan, links: tuple[AxisLink, ...]
 ) -> LayerCost:
-    """``batch``: sequences of one data shard. ``links``: of data, context and tensor axes."""
+    """What a part of a model costs. ``batch``: sequences of one data shard. ``links``: of the data,
+    context and tensor axes."""
     data = min(plan.data, DATA)
     mesh = Mesh(tuple(zip(AXES, (data, plan.context, plan.tensor), strict=True)))
-    program = build_program(model, batch * data, model.seq, plan.dtype)
     alone = topology(chip, (1,) * len(AXES))
-    cost = Pricing(chip, mesh, alone, model=model, plan=plan, axes=links)
-    return price(program, mesh, cost, rules(model, mesh, plan))
-
-
-def layer_cost(
-    m: Dense, batch: int, chip: Chip, plan: Plan, links: tuple[AxisLink, ...]
-) -> LayerCost:
-    return cost_of(layer, m, batch, chip, plan, links)
-
-
-def head_cost(
-    m: Dense, batch: int, chip: Chip, plan: Plan, links: tuple[AxisLink, ...]
-) -> LayerCost:
-    return cost_of(head, m, batch, chip, plan, links)
-
-
-def embedding_cost(
-    m: Dense, batch: int, chip: Chip, plan: Plan, links: tuple[AxisLink, ...]
-) -> LayerCost:
-    return cost_of(embedding, m, batch, chip, plan, links)
+    cost = Pricing(chip, mesh, alone, model=m, plan=plan, axes=links)
+    return price(program_of(part, m, batch * data, plan), mesh, cost, rules(m, mesh, plan))

@@ -7,15 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 from benchmarks.dense_models import Dense
-from benchmarks.stage_cost import (
-    LayerCost,
-    Pass,
-    Plan,
-    Sent,
-    embedding_cost,
-    head_cost,
-    layer_cost,
-)
+from benchmarks.stage_cost import LayerCost, Pass, Plan, Sent, cost_of
 from benchmarks.training_systems import System
 from neocc.cost.collectives import collective_time
 from neocc.cost.hardware import Chip
@@ -216,11 +208,13 @@ def predict(run: Run, efficiency: float = 1.0) -> float:
     )
     inner = (at.data if run.fsdp else AxisLink(()), at.context, at.tensor)
     padded = replace(m, vocab=-(-m.vocab // (128 * run.tensor)) * 128 * run.tensor, layers=0)
-    ahead, back = layer_times(run, layer_cost(padded, run.batch, chip, plan, inner), efficiency)
+    ahead, back = layer_times(
+        run, cost_of("layer", padded, run.batch, chip, plan, inner), efficiency
+    )
     ends = []
     for cost in (
-        embedding_cost(padded, run.batch, chip, replace(plan, low=None), inner),
-        head_cost(padded, run.batch, chip, replace(plan, low=None), inner),
+        cost_of("embedding", padded, run.batch, chip, replace(plan, low=None), inner),
+        cost_of("head", padded, run.batch, chip, replace(plan, low=None), inner),
     ):
         busy = compute_seconds(cost.forward, efficiency)
         ends.append(busy + waited(cost.forward, busy, system, chip))

@@ -16,7 +16,7 @@ from benchmarks.run_rows import (
     measured_step,
     selective_cases,
 )
-from benchmarks.stage_cost import Plan, embedding_cost, head_cost, layer_cost
+from benchmarks.stage_cost import Plan, cost_of
 from benchmarks.step_time import Run, layers_of_stages, predict
 from benchmarks.training_systems import MEGATRON_2021, MEGATRON_2022, TORCHTITAN, ZERO_3
 from neocc.cost.hardware import chip
@@ -142,7 +142,7 @@ def test_a_row_that_is_left_out_says_why(change: dict, why: str):
 
 @pytest.mark.parametrize("model", [SMALL, LLAMA], ids=["gpt", "llama"])
 def test_one_device_sends_nothing_and_computes_three_times_forward(model: Dense):
-    cost = layer_cost(model, 8, A100, Plan(attention=None), ALONE)
+    cost = cost_of("layer", model, 8, A100, Plan(attention=None), ALONE)
     assert not cost.forward.sent and not cost.backward.sent
     assert cost.backward.product == pytest.approx(2 * cost.forward.product, rel=0.05)
     flops = 2 * 8 * model.seq * model.layer_weights
@@ -152,22 +152,22 @@ def test_one_device_sends_nothing_and_computes_three_times_forward(model: Dense)
 
 
 def test_tensor_parallelism_sends_what_megatron_sends():
-    tensor = layer_cost(SMALL, 8, A100, Plan(tensor=4), links(tensor=4))
+    tensor = cost_of("layer", SMALL, 8, A100, Plan(tensor=4), links(tensor=4))
     activation = 8 * SMALL.seq * SMALL.embd * 2
     kinds = [(s.kind, s.bytes) for p in (tensor.forward, tensor.backward) for s in p.sent]
     assert kinds == [("all_reduce", activation)] * 4
-    cut = layer_cost(SMALL, 8, A100, Plan(tensor=4, sequence=True), links(tensor=4))
+    cut = cost_of("layer", SMALL, 8, A100, Plan(tensor=4, sequence=True), links(tensor=4))
     forward = sorted(s.kind for s in cut.forward.sent if s.bytes == activation)
     assert forward == ["all_gather"] * 2 + ["reduce_scatter"] * 2
     backward = sorted(s.kind for s in cut.backward.sent if s.bytes == activation)
     assert backward == ["all_gather"] * 4 + ["reduce_scatter"] * 2  # two gathers are for weights
-    alone = layer_cost(SMALL, 8, A100, Plan(), ALONE)
+    alone = cost_of("layer", SMALL, 8, A100, Plan(), ALONE)
     assert tensor.forward.product < alone.forward.product / 3
 
 
 def test_fsdp_gathers_every_matrix_both_ways_and_scatters_its_gradient():
     for data in (8, 24):  # 24 devices hold flat shards of dims that 24 does not divide
-        cost = layer_cost(SMALL, 1, A100, Plan(data=data), links(data=data))
+        cost = cost_of("layer", SMALL, 1, A100, Plan(data=data), links(data=data))
         matrices = [4 * 2 * SMALL.embd**2, 2 * 2 * SMALL.embd * SMALL.mlp]
         assert sum(s.bytes for s in cost.forward.sent) == sum(matrices)
         for kind in ("all_gather", "reduce_scatter"):
@@ -177,7 +177,7 @@ def test_fsdp_gathers_every_matrix_both_ways_and_scatters_its_gradient():
 
 
 def test_context_parallelism_gathers_keys_and_values_only():
-    cost = layer_cost(LLAMA, 2, A100, Plan(context=2), links(context=2))
+    cost = cost_of("layer", LLAMA, 2, A100, Plan(context=2), links(context=2))
     kept = [s for s in cost.forward.sent if not s.weight]
     assert [s.kind for s in kept] == ["all_gather"] * 2
     assert {s.bytes for s in kept} == {2 * LLAMA.seq * LLAMA.kv_heads * LLAMA.head_dim * 2}
@@ -185,24 +185,24 @@ def test_context_parallelism_gathers_keys_and_values_only():
 
 def test_a_narrow_dtype_makes_products_faster_and_casts_cost_memory():
     h100 = chip("h100")
-    wide = layer_cost(LLAMA, 64, h100, Plan(), ALONE)
-    narrow = layer_cost(LLAMA, 64, h100, Plan(low="f8"), ALONE)
+    wide = cost_of("layer", LLAMA, 64, h100, Plan(), ALONE)
+    narrow = cost_of("layer", LLAMA, 64, h100, Plan(low="f8"), ALONE)
     assert narrow.forward.product < 0.6 * wide.forward.product
     assert narrow.forward.traffic > wide.forward.traffic
     assert narrow.forward.core == wide.forward.core
 
 
 def test_fused_attention_moves_no_scores_and_computes_half():
-    stored = layer_cost(SMALL, 8, A100, Plan(attention=None), ALONE)
-    fused = layer_cost(SMALL, 8, A100, Plan(), ALONE)
+    stored = cost_of("layer", SMALL, 8, A100, Plan(attention=None), ALONE)
+    fused = cost_of("layer", SMALL, 8, A100, Plan(), ALONE)
     assert fused.forward.core_traffic == 0 < stored.forward.core_traffic
     assert fused.forward.core < stored.forward.core
 
 
 def test_the_ends_of_a_model_have_the_products_of_the_loss_only():
-    head = head_cost(SMALL, 8, A100, Plan(), ALONE).forward
+    head = cost_of("head", SMALL, 8, A100, Plan(), ALONE).forward
     assert set(head.products) == {"table", "grad"}
-    assert not embedding_cost(SMALL, 8, A100, Plan(), ALONE).forward.products
+    assert not cost_of("embedding", SMALL, 8, A100, Plan(), ALONE).forward.products
 
 
 # Steps
