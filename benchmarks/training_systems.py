@@ -103,7 +103,7 @@ MEGATRON_CORE = System(
     "Megatron-LM README, r0.8.0: data, tensor and pipeline parallel communication overlapped,"
     " distributed optimizer, f32 gradients. Transformer Engine of its time preferred"
     " FlashAttention-2: 35 % of the peak of an H100 (arXiv 2407.08608, abstract), where large"
-    " products reach 70",
+    " products alone reach 70",
     attention=0.5,
     loss=EAGER_LOSS,
     tensor_overlap=RING,
