@@ -123,8 +123,8 @@ class Pricing(CostModel):
     axes: tuple[AxisLink, ...] = ()
 
     @cached_property
-    def links(self) -> tuple[AxisLink, ...]:
-        return self.axes
+    def links(self) -> tuple[tuple[AxisLink, ...], ...]:
+        return tuple((link,) for link in self.axes)
 
     def op_seconds(self, op: Op, parts: Parts) -> float:
         if op.kind in ATTENTION:
