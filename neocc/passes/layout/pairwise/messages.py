@@ -282,3 +282,41 @@ def decode(graph, priced, into, values):
                     value[s] += values[into[e, side] + s]
         picked[i] = np.argmin(value)
     return picked
+
+
+@njit
+def raises(graph, priced, into, values, share, before, total):
+    """How much the bound rises if a node must take a strategy, and an edge a pair: the parts that
+    the strategy or pair is in cannot take their minima."""
+    strategy, pair = np.zeros(len(graph.cost)), np.zeros(len(graph.tables))
+    for i in range(len(graph.first) - 1):
+        gather(graph, priced, into, values, i, total)
+        left = 1 - before[i] * share[i]
+        low, f, after = np.inf, graph.first[i], graph.first[i + 1]
+        for s in range(f, after):
+            low = min(low, left * total[s])
+        for s in range(f, after):
+            strategy[s] = left * total[s] - low
+    for e in range(len(graph.edges)):
+        side = 0 if graph.edges[e, 0] > graph.edges[e, 1] else 1
+        i, j = graph.edges[e, side], graph.edges[e, 1 - side]
+        rows, columns = graph.first[i + 1] - graph.first[i], graph.first[j + 1] - graph.first[j]
+        least = np.inf
+        across = np.full(columns, np.inf)
+        along = np.full(rows, np.inf)
+        for s in range(rows):
+            mine = share[i] * total[graph.first[i] + s] - values[into[e, side] + s]
+            for t in range(columns):
+                k = graph.at[e] + (s * columns + t if side == 0 else t * rows + s)
+                value = mine - values[into[e, 1 - side] + t] + graph.tables[k]
+                pair[k] = value
+                least = min(least, value)
+                along[s] = min(along[s], value)
+                across[t] = min(across[t], value)
+        for k in range(graph.at[e], graph.at[e] + rows * columns):
+            pair[k] -= least
+        for s in range(rows):
+            strategy[graph.first[i] + s] += along[s] - least
+        for t in range(columns):
+            strategy[graph.first[j] + t] += across[t] - least
+    return strategy, pair

@@ -1,8 +1,9 @@
 """Solve a pairwise problem within a time: two threads, a bound from one, assignments from both.
 
 One thread climbs the dual (`prices`) and decodes assignments on the way; the other polishes what
-was decoded and searches on from the best (`search`) at the dual's prices. Nothing that comes back
-is believed: cost and usage are those of the problem as it was given.
+was decoded and searches on from the best (`search`) at the dual's prices. What the two leave of a
+small problem goes to HiGHS (`exact`). Nothing that comes back is believed: cost and usage are those
+of the problem as it was given.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from neocc.passes.layout.pairwise.exact import PAIRS, TRUST, exact, left
 from neocc.passes.layout.pairwise.graph import Graph, cost_in, graph_of
 from neocc.passes.layout.pairwise.messages import Messages
 from neocc.passes.layout.pairwise.prices import Ascent
@@ -25,6 +27,7 @@ from neocc.passes.layout.pairwise.search import Place, Search, gap
 KICK = 6.0  # blocks that one kick takes
 FREE = 20  # hard sweeps at no price, to learn the scale of costs
 COOLING = 0.85  # of the time, for the temperature to fall in
+SHARE = 0.25  # of the time, for the two threads before HiGHS has its turn
 LEAST = 5  # turns of either thread, even if there is no time
 
 
@@ -58,22 +61,47 @@ def solve(problem: Problem, seconds: float, seed: int = 0) -> Result:
     ascent = Ascent(graph, max(cost_in(graph, start), 1e-12))
     search = Search(graph, np.random.default_rng(seed))
     search.offer(search.place(start))
-    if choices:
-        _Run(ascent, search, begin, seconds).run()
-    else:
-        ascent.prove()
+    bound = -math.inf
+    if choices and len(graph.tables) <= 10 * PAIRS:
+        _Run(ascent, search, begin, SHARE * seconds).run()
+        bound = _close(ascent, search, begin, seconds)
+    ascent.prove()
+    bound = max(bound, ascent.bound)
     assert search.best is not None
+    if choices and not (search.best.over <= 0 and closed(search.best.cost, bound)):
+        _Run(ascent, search, begin, seconds).run()
+    bound = max(bound, ascent.bound)
     picked = reduced.lift(search.best.picked)
     cost = cost_of(problem, picked)
     fits = feasible(problem, picked)
     return Result(
         picked if fits else None,
         cost if fits else math.inf,
-        ascent.bound,
+        bound,
         time.perf_counter() - begin,
         choices,
         ascent.steps,
     )
+
+
+def closed(cost: float, bound: float) -> bool:
+    """Whether the bound proves the cost, but for rounding."""
+    return bound >= cost - 4 * TRUST * max(1.0, abs(cost))
+
+
+def _close(ascent: Ascent, search: Search, begin: float, seconds: float) -> float:
+    """Have HiGHS prove what the bound leaves, if that is little; returns a bound."""
+    best = search.best
+    if best is None or best.over > 0 or closed(best.cost, ascent.bound):
+        return ascent.bound
+    kept = left(ascent.messages, ascent.prices, best.cost)
+    if not kept.small:
+        return ascent.bound
+    spare = 0.95 * (seconds - (time.perf_counter() - begin))
+    picked, bound = exact(search.graph, kept, ascent.prices, spare)
+    if picked is not None:
+        search.offer(search.place(picked))
+    return bound
 
 
 def _scaled(reduced: Reduced) -> tuple[Graph, Ints]:
@@ -121,12 +149,8 @@ class _Run:
 
     def _finished(self) -> bool:
         best = self.search.best
-        closed = (
-            best is not None
-            and best.over <= 0
-            and self.ascent.bound >= best.cost * (1 - 1e-9) - 1e-9
-        )
-        return closed or self._left() <= 0
+        done = best is not None and best.over <= 0 and closed(best.cost, self.ascent.bound)
+        return done or self._left() <= 0
 
     def _climb(self) -> None:
         try:

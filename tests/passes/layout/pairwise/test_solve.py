@@ -24,7 +24,7 @@ from neocc.passes.layout.pairwise.search import Search
 from neocc.passes.layout.pairwise.solve import solve
 from tests.passes.layout.pairwise.samples import INF, every, layers, lists, optimum, problems
 
-SECONDS = 0.15
+SECONDS = 3.0  # at most: a proof ends it
 
 
 @settings(max_examples=80, deadline=None)
@@ -53,7 +53,7 @@ def test_sweeps_of_a_tree_reach_its_optimum():
     assert result.gap < 1e-6
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(problems())
 def test_small_problems_are_solved(problem):
     best = optimum(problem)
@@ -67,16 +67,17 @@ def test_small_problems_are_solved(problem):
     assert feasible(problem, result.picked)
     assert result.cost == cost_of(problem, result.picked)
     assert math.isclose(result.cost, best, abs_tol=1e-6)
+    assert result.bound >= best - 1e-4
 
 
-@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize("count", [3, 40])
 def test_layers_under_a_tight_limit_are_solved(count):
     problem = layers(count)
-    result = solve(problem, 4 * SECONDS)
+    result = solve(problem, SECONDS)
     assert result.picked is not None
     assert peak_of(problem, result.picked) <= problem.limit
     loose = solve(make_problem(**{**lists(problem), "limit": None}), SECONDS)
-    assert result.bound <= result.cost
+    assert result.cost - 1e-2 <= result.bound <= result.cost
     assert loose.cost < result.cost, "the limit has to bind for this to test anything"
     if count == 3:
         assert result.cost == pytest.approx(optimum(problem))
