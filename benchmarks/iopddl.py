@@ -5,8 +5,8 @@
 Solves each problem in a process of its own within the contest's time for it, from the start of the
 process to the answer: reading, set-up and loading of compiled loops included. (Compiling them,
 once per machine, is done first and not counted, as the contest did not count its C++ compilers.)
-Prints the cost, the best that any contest team got on 8 cores, their ratio, a proved lower bound
-and the gap to it. Cost and memory are checked by `evaluate`, which shares nothing with the solver:
+Prints the cost, the best that any contest team got on 8 cores, their ratio, a proved lower bound,
+the gap to it, and the part of the bound that the messages prove without HiGHS. Cost and memory are checked by `evaluate`, which shares nothing with the solver:
 integers out of the file, as the contest's rules count them.
 
 The format: ``nodes`` have ``costs`` and ``usages`` per strategy and an interval [begin, end) of
@@ -100,7 +100,9 @@ def row(path: Path, seconds: float | None, begin: float) -> dict[str, Any]:
     result = solve(to_problem(data), limit - RESERVE - (time.time() - begin))
     taken = time.time() - begin
     # Costs are whole numbers, so the bound may be rounded up (but for what rounding added).
-    bound = math.ceil(result.bound - 1e-6) if math.isfinite(result.bound) else None
+    bound, dual = (
+        math.ceil(b - 1e-6) if math.isfinite(b) else None for b in (result.bound, result.dual)
+    )
     found: dict[str, Any] = {
         "problem": data["name"],
         "cost": None,
@@ -108,11 +110,13 @@ def row(path: Path, seconds: float | None, begin: float) -> dict[str, Any]:
         "ratio": None,
         "bound": bound,
         "gap": None,
+        "bound_of_messages": dual,
         "seconds": round(taken, 1),
         "allowed": limit,
         "nodes": len(data["nodes"]["costs"]),
         "nodes_left": result.nodes,
-        "load": round(os.getloadavg()[0], 1),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),  # of the machine: what else ran on these cores
     }
     if result.picked is None:
         return found

@@ -36,11 +36,14 @@ class Result:
     """``picked`` is None where no assignment was found that keeps the limit.
 
     ``bound`` is at most the cost of every assignment that keeps it: infinity if there is none.
+    ``dual`` is what the messages prove alone, by weak duality; where ``bound`` is higher, HiGHS
+    proved it.
     """
 
     picked: Ints | None
     cost: float
     bound: float
+    dual: float
     seconds: float
     nodes: int  # left after reduction, those with a choice
     steps: int  # of the dual
@@ -55,7 +58,7 @@ def solve(problem: Problem, seconds: float, seed: int = 0) -> Result:
     begin = time.perf_counter()
     reduced = reduce(problem)
     if reduced is None:
-        return Result(None, math.inf, math.inf, time.perf_counter() - begin, 0, 0)
+        return Result(None, math.inf, math.inf, math.inf, time.perf_counter() - begin, 0, 0)
     choices = int((np.diff(reduced.first) > 1).sum())
     graph, start = _scaled(reduced)
     ascent = Ascent(graph, max(cost_in(graph, start), 1e-12))
@@ -78,6 +81,7 @@ def solve(problem: Problem, seconds: float, seed: int = 0) -> Result:
         picked if fits else None,
         cost if fits else math.inf,
         bound,
+        ascent.bound,
         time.perf_counter() - begin,
         choices,
         ascent.steps,
