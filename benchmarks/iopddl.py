@@ -6,8 +6,9 @@ Solves each problem in a process of its own within the contest's time for it, fr
 process to the answer: reading, set-up and loading of compiled loops included. (Compiling them,
 once per machine, is done first and not counted, as the contest did not count its C++ compilers.)
 Prints the cost, the best that any contest team got on 8 cores, their ratio, a proved lower bound,
-the gap to it, and the part of the bound that the messages prove without HiGHS. Cost and memory are checked by `evaluate`, which shares nothing with the solver:
-integers out of the file, as the contest's rules count them.
+the gap to it, and the part of the bound that the messages prove without HiGHS. Cost and memory are
+checked by `evaluate`, which shares nothing with the solver: integers out of the file, as the
+contest's rules count them.
 
 The format: ``nodes`` have ``costs`` and ``usages`` per strategy and an interval [begin, end) of
 times at which they use memory; ``edges`` have a cost per pair of strategies, row-major; at no time
