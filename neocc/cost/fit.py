@@ -96,7 +96,9 @@ class Measured:
 class Fit:
     """A group of points and the fields fitted to half of them.
 
-    residual, worst: median and largest relative error of the formula on the other half.
+    residual, worst: median and largest relative error of the formula on the other half. uneven: of
+    products, the median over those of the other half whose sides are no whole tiles: whether the
+    row's tile is the matrix unit's. None where there are none.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Fit:
     tested: int
     residual: float
     worst: float
+    uneven: float | None = None
 
 
 class Point(Protocol):
@@ -266,7 +269,10 @@ def fit_products(row: Mapping[str, Any], dtype: str, points: Sequence[Product]) 
             raise BadFit([f"{name} reach {found:.3g} of the nominal peak; is this the right chip?"])
         peak = get_field(row, f"peak_flops.{dtype}")
         fields = {f"peak_flops.{dtype}": peak * found / chip.matmul_efficiency}
-    return Fit(name, fields, len(chosen), len(rest), residual, worst)
+    tile_m, tile_n, tile_k = chip.matmul_tile
+    uneven = [p for p in rest if p.m % tile_m or p.n % tile_n or p.k % tile_k]
+    off = errors((predicted(p, found) for p in uneven), uneven)[0] if uneven else None
+    return Fit(name, fields, len(chosen), len(rest), residual, worst, off)
 
 
 def own_efficiency(

@@ -28,6 +28,8 @@ def table(row: Mapping[str, Any], fields: Mapping[str, float], fits: Sequence[Fi
     made.add_column("error on as many others", no_wrap=True)
     for fit in fits:
         error = f"{fit.residual:.1%} median, {fit.worst:.1%} worst"
+        if fit.uneven is not None:
+            error += f", {fit.uneven:.1%} off tiles"
         for n, path in enumerate(fit.fields):
             told = (str(fit.fitted), error) if n == 0 else ("", "")
             before = figure(path, get_field(row, path))

@@ -80,6 +80,7 @@ class Calibrated:
                     "points_tested": fit.tested,
                     "residual_median": fit.residual,
                     "residual_worst": fit.worst,
+                    "residual_uneven": fit.uneven,
                 }
                 for fit in self.fits
             ],

@@ -29,6 +29,7 @@ MOST_RUNS = 4096  # in one call
 FEW = 16  # runs that tell how many make a call long enough
 PATTERN = np.random.default_rng(0).standard_normal(2**20, np.float32)
 ITEM = 4  # bytes of an element of passes and collectives, which are of f32
+LANES = 128  # elements of a row of theirs: a TPU pads shorter ones, and sums 1-D ones whole
 
 Point = Product | Pass | Transfer
 
@@ -77,41 +78,82 @@ def sweep(unit: int, largest: int, quick: bool = False) -> Sweep:
 
 
 @dataclass(frozen=True)
+class Work:
+    """One run of what is measured: from the value that is carried from run to run, and others.
+
+    arrays: the shapes of both on one device; first, scale: of the numbers in what is carried and
+    in the others.
+    """
+
+    run: Callable[..., Any]
+    arrays: tuple[tuple[int, ...], ...]
+    dtype: Any
+    first: float = 1.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Bench:
     """The devices that are measured, as a mesh, and how."""
 
     mesh: Mesh
     sweep: Sweep
 
-    def timed(self, run: Callable[..., Any], first: jax.Array, *others: jax.Array) -> float:
-        """Seconds of one run: median over calls of a program that makes many."""
-        mesh = self.mesh
-        spec = P(mesh.axis_names)
-        # A GPU's loop asks the host whether to go on, unless it knows how often.
-        fixed = mesh.devices.flat[0].platform == "gpu"
+    @property
+    def sharding(self) -> NamedSharding:
+        """Every device has a block of its own."""
+        return NamedSharding(self.mesh, P(self.mesh.axis_names))
 
-        def compiled(runs: int | None) -> Callable[..., Any]:
-            def looped(count: Any, first: Any, *others: Any) -> Any:
-                upto = count if runs is None else runs
-                return lax.fori_loop(0, upto, lambda _, carried: run(carried, *others), first)
+    def lower(self, work: Work, runs: int | None) -> jax.stages.Lowered:
+        """A program of that many runs; with None, of as many as its first argument says."""
+        spec = P(self.mesh.axis_names)
 
-            mapped = jax.shard_map(
-                looped,
-                mesh=mesh,
-                in_specs=(P(), *(spec,) * (1 + len(others))),
-                out_specs=spec,
-                check_vma=False,
+        def looped(count: Any, first: Any, *others: Any) -> Any:
+            upto = count if runs is None else runs
+            return lax.fori_loop(0, upto, lambda _, carried: work.run(carried, *others), first)
+
+        mapped = jax.shard_map(
+            looped,
+            mesh=self.mesh,
+            in_specs=(P(), *(spec for _ in work.arrays)),
+            out_specs=spec,
+            check_vma=False,
+        )
+        shapes = [
+            jax.ShapeDtypeStruct(self.whole(shape), work.dtype, sharding=self.sharding)
+            for shape in work.arrays
+        ]
+        return jax.jit(mapped).lower(jax.ShapeDtypeStruct((), jnp.int32), *shapes)
+
+    def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.mesh.devices.size * shape[0], *shape[1:])
+
+    def filled(self, work: Work) -> list[jax.Array]:
+        """Normal random numbers: products of zeros draw less power, and let the clock rise."""
+        made = []
+        for i, shape in enumerate(work.arrays):
+            scale = work.scale if i else work.first
+            block = np.resize(scale * PATTERN, shape).astype(work.dtype)
+            made.append(
+                jax.make_array_from_callback(
+                    self.whole(shape), self.sharding, lambda _, block=block: block
+                )
             )
-            return jax.jit(mapped).lower(np.int32(1), first, *others).compile()
+        return made
 
-        any_count = None if fixed else compiled(None)
+    def timed(self, work: Work) -> float:
+        """Seconds of one run: median over calls of a program that makes many."""
+        arrays = self.filled(work)
+        # A GPU's loop asks the host whether to go on, unless it knows how often.
+        fixed = self.mesh.devices.flat[0].platform == "gpu"
+        any_count = None if fixed else self.lower(work, None).compile()
 
         def call(runs: int) -> Callable[[], float]:
-            program = any_count or compiled(runs)
+            program = any_count or self.lower(work, runs).compile()
 
             def timer() -> float:
                 start = time.perf_counter()
-                jax.block_until_ready(program(np.int32(runs), first, *others))
+                jax.block_until_ready(program(np.int32(runs), *arrays))
                 return time.perf_counter() - start
 
             timer()  # warm-up
@@ -131,11 +173,11 @@ class Bench:
 
 def points(bench: Bench) -> list[Callable[[], Point]]:
     """One call for each point, in an order that mixes them, so that a part is a sample."""
-    found: list[tuple[str, Callable[[], Point]]] = []
+    found: dict[str, Callable[[], Point]] = {}
 
     def add(kind: Callable[..., Point], *arguments: Any) -> None:
         name = hashlib.sha256(repr((kind.__name__, arguments)).encode()).hexdigest()
-        found.append((name, lambda: kind(bench, *arguments)))
+        found[name] = lambda: kind(bench, *arguments)
 
     for dtype in bench.sweep.dtypes:
         for m, n, k in bench.sweep.products:
@@ -147,8 +189,14 @@ def points(bench: Bench) -> list[Callable[[], Point]]:
         if size > 1:
             for kind in KINDS:
                 for full in bench.sweep.transfers:
-                    add(transfer, kind, axis, full)
-    return [call for _, call in sorted(found, key=lambda pair: pair[0])]
+                    add(transfer, kind, axis, dividing(full, size))
+    return [found[name] for name in sorted(found)]
+
+
+def dividing(full: int, size: int) -> int:
+    """``full`` bytes, or the next more that are whole rows on each of ``size`` devices."""
+    row = LANES * ITEM * size
+    return -(-full // row) * row
 
 
 def measure(bench: Bench, seconds: float) -> Iterator[tuple[int, int, Point]]:
@@ -172,22 +220,26 @@ def agreed(value: int) -> int:
 
 
 def product(bench: Bench, m: int, n: int, k: int, dtype: str) -> Product:
+    return Product(m, n, k, dtype, bench.timed(product_work(m, n, k, dtype)))
+
+
+def product_work(m: int, n: int, k: int, dtype: str) -> Work:
     """[m, k] x [k, n] on every device."""
-    a = filled(bench.mesh, (m, k), DTYPES[dtype])
-    b = filled(bench.mesh, (k, n), DTYPES[dtype], k**-0.5)
 
     def run(carried: Any, b: Any) -> Any:
         # One element of the result goes into the next run; the barrier keeps all the others.
         a, made = lax.optimization_barrier((carried, carried @ b))
         return a.at[0, 0].set(made[0, 0])
 
-    return Product(m, n, k, dtype, bench.timed(run, a, b))
+    return Work(run, ((m, k), (k, n)), DTYPES[dtype], scale=k**-0.5)
 
 
 def memory_pass(bench: Bench, size: int, inputs: int) -> Pass:
+    return Pass((inputs + 1) * size, inputs, bench.timed(pass_work(size, inputs)))
+
+
+def pass_work(size: int, inputs: int) -> Work:
     """An elementwise fusion of ``inputs`` arrays of ``size`` bytes into one, on every device."""
-    count = max(size // ITEM, 1)
-    arrays = [filled(bench.mesh, (count,), jnp.float32) for _ in range(inputs)]
 
     def run(carried: Any, *others: Any) -> Any:
         made = carried * 0.5 + 0.25
@@ -195,16 +247,19 @@ def memory_pass(bench: Bench, size: int, inputs: int) -> Pass:
             made = made + other
         return lax.optimization_barrier(made)
 
-    return Pass((inputs + 1) * count * ITEM, inputs, bench.timed(run, *arrays))
+    return Work(run, ((size // ITEM // LANES, LANES),) * inputs, jnp.float32)
 
 
 def transfer(bench: Bench, kind: str, axis: int, full: int) -> Transfer:
-    """One collective along a mesh axis, all lines of the axis at once; ``full`` bytes is the
-    larger of what a device holds before and after, rounded to what divides."""
     size, name = bench.mesh.devices.shape[axis], bench.mesh.axis_names[axis]
-    count = max(-(-full // ITEM // size), 1) * size
-    held = count // size if kind == "all_gather" else count
-    x = filled(bench.mesh, (held,), jnp.float32, 0.0)
+    return Transfer(kind, axis, full, bench.timed(transfer_work(kind, str(name), size, full)))
+
+
+def transfer_work(kind: str, name: str, size: int, full: int) -> Work:
+    """One collective along the mesh axis ``name`` of ``size`` devices, in all its lines at once;
+    ``full`` bytes is the larger of what a device holds before and after."""
+    rows = full // ITEM // LANES
+    held = rows // size if kind == "all_gather" else rows
     ring = [(i, (i + 1) % size) for i in range(size)]
 
     def run(carried: Any) -> Any:
@@ -214,7 +269,7 @@ def transfer(bench: Bench, kind: str, axis: int, full: int) -> Transfer:
                 return lax.optimization_barrier(made)[:held]
             case "reduce_scatter":
                 made = lax.psum_scatter(carried, name, tiled=True)
-                return lax.dynamic_update_slice(carried, lax.optimization_barrier(made), (0,))
+                return lax.dynamic_update_slice(carried, lax.optimization_barrier(made), (0, 0))
             case "all_reduce":
                 made = lax.psum(carried, name)
             case "all_to_all":
@@ -223,13 +278,4 @@ def transfer(bench: Bench, kind: str, axis: int, full: int) -> Transfer:
                 made = lax.ppermute(carried, name, ring)
         return lax.optimization_barrier(made)
 
-    return Transfer(kind, axis, count * ITEM, bench.timed(run, x))
-
-
-def filled(mesh: Mesh, shape: tuple[int, ...], dtype: Any, scale: float = 1.0) -> jax.Array:
-    """Normal random numbers times ``scale``, of ``shape`` on each device: products of zeros draw
-    less power, and let the clock rise. What is summed again and again is of zeros."""
-    whole = (mesh.devices.size * shape[0], *shape[1:])
-    block = np.resize(scale * PATTERN, shape).astype(dtype)
-    sharding = NamedSharding(mesh, P(mesh.axis_names))
-    return jax.make_array_from_callback(whole, sharding, lambda _: block)
+    return Work(run, ((held, LANES),), jnp.float32, first=0.0)  # sums of sums stay finite

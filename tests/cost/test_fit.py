@@ -23,7 +23,7 @@ from neocc.cost.fit import (
     halves,
     robust_solve,
 )
-from neocc.cost.hardware import chip_of_row, table_row
+from neocc.cost.hardware import chip, chip_of_row, table_row
 from neocc.cost.roofline import elementwise_time, matmul_time
 from neocc.cost.topology import topology
 
@@ -40,7 +40,7 @@ def synthetic(
     """What a device with these figures would measure; each time off by a random ``noise``, and a
     share of them, ``outliers``, many times too long."""
     row = set_fields(table_row(name), fields)
-    chip = chip_of_row(name, row)
+    made = chip_of_row(name, row)
     random = np.random.default_rng(seed)
 
     def spoilt(points: list) -> tuple:
@@ -56,16 +56,16 @@ def synthetic(
 
     gap = row.get("kernel_overhead", 0.0)
     passes = [
-        Pass(size, inputs, elementwise_time(chip, size) + gap)
+        Pass(size, inputs, elementwise_time(made, size) + gap)
         for inputs in (1, 2, 3)
         for size in (2**12, 2**14, 2**16, *(n * 2**27 for n in range(1, 9)))
     ]
     products = [
-        Product(m, n, k, dtype, matmul_time(chip, 1, m, n, k, dtype) + gap)
+        Product(m, n, k, dtype, matmul_time(made, 1, m, n, k, dtype) + gap)
         for dtype in ("bf16", "f32")
         for m, n, k in SHAPES
     ]
-    laid = topology(chip, mesh)
+    laid = topology(made, mesh)
     keys = [
         Transfer(kind, axis, size, 1.0)
         for axis, extent in enumerate(mesh)
@@ -170,6 +170,22 @@ def test_half_of_the_points_is_chosen_by_what_was_measured_and_not_by_how_fast()
     assert len(chosen) == len(rest) and set(chosen) | set(rest) == set(points)
     slower = [replace(p, seconds=2 * p.seconds) for p in reversed(points)]
     assert [p.key for p in halves(slower)[0]] == [p.key for p in chosen]
+
+
+def test_a_wrong_tile_shows_in_the_products_off_whole_tiles():
+    v5e, sides = chip("v5e"), (2048, 3072, 4096, 6144, 8192, 2112, 4160, 8256)
+    products = tuple(
+        Product(side, side, k, "bf16", matmul_time(v5e, 1, side, side, k, "bf16"))
+        for side in sides
+        for k in (2048, 4096, 8192)
+    )
+    measured = replace(synthetic("v5e", (1,), {}, 0), products=products)
+    right, wrong = (
+        {fit.name: fit for fit in fit_row({**table_row("v5e"), "matmul_tile": tile}, measured)[1]}
+        for tile in ([8, 128, 128], [8, 1024, 128])
+    )
+    assert right["bf16 products"].uneven == pytest.approx(0, abs=1e-6)
+    assert wrong["bf16 products"].uneven > 0.1
 
 
 # Nonsense.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from neocc.backends.tpu.compile import tpu_topology
 from neocc.cli import app
 from neocc.cost.calibration import chip_of_file, get_field, set_fields
 from neocc.cost.collectives import KINDS, collective_time
@@ -23,11 +25,23 @@ from neocc.cost.roofline import elementwise_time, matmul_time
 from neocc.cost.topology import topology
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
+from neocc.lower.hlo import HloFacts, read_hlo
 from neocc.runtime import calibrate, measure
 from neocc.runtime.calibrate import placed, prepare
-from neocc.runtime.measure import Bench, Sweep, sweep
+from neocc.runtime.measure import Bench, Sweep, Work, product_work, sweep
 
-TINY = Sweep(((8, 16, 24),), (2**12,), (2**10,), call=1e-4, repeats=1)
+TINY = Sweep(((8, 16, 24),), (2**12,), (2**13,), call=1e-4, repeats=1)
+
+
+PRODUCT = """
+from neocc import Dim, Graph, einsum
+PRESETS = {"one": None}
+def train_step(config):
+    g = Graph("one")
+    w = g.parameter("w", (Dim("embd", 4096), Dim("mlp", 4096)))
+    x = g.data("x", (Dim("batch", 4096), Dim("embd", 4096)), "f32")
+    return g.build({"y": einsum(x, w, "batch mlp")})
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +74,7 @@ def test_every_point_of_a_sweep_is_measured_on_real_devices():
     passes = {(p.bytes, p.inputs) for p in points if isinstance(p, Pass)}
     assert passes == {((n + 1) * 2**12, n) for n in (1, 2, 3)}
     transfers = {(p.kind, p.axis, p.bytes) for p in points if isinstance(p, Transfer)}
-    assert transfers == {(k, a, b) for k in KINDS for a in (0, 1) for b in (2**10,)}
+    assert transfers == {(k, a, b) for k in KINDS for a in (0, 1) for b in (2**13,)}
 
 
 def test_measuring_stops_in_time_at_a_sample_of_everything():
@@ -78,6 +92,30 @@ def test_more_work_takes_longer():
     small = min(measure.product(bench, 64, 64, 64, "f32").seconds for _ in range(5))
     large = min(measure.product(bench, 1024, 1024, 1024, "f32").seconds for _ in range(2))
     assert large > 20 * small  # of 4096 times the FLOPs, on a machine that may be busy
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_tpu_runs_what_is_said_to_be_measured_once_a_run():
+    """The programs, compiled for a described slice: whole products, each collective in the loop."""
+    mesh = jax.sharding.Mesh(tpu_topology("v5e", (4, 8))[1], ("x", "y"))
+    bench = Bench(mesh, sweep(1024, 2**28))
+
+    def compiled(work: Work) -> HloFacts:
+        text = bench.lower(work, 7).compile().as_text()
+        assert text is not None
+        return read_hlo(text)
+
+    for dtype in ("bf16", "f32"):
+        found = compiled(product_work(1024, 512, 2048, dtype))
+        assert found.flops == 7 * 2 * 1024 * 512 * 2048 and not found.collectives
+    for kind in KINDS:
+        full = measure.dividing(2**20, 8)
+        found = compiled(measure.transfer_work(kind, "y", 8, full))
+        (c,) = found.collectives
+        name = "collective_permute" if kind == "permute" else kind
+        assert (c.kind.replace("-", "_"), c.trip_count) == (name, 7)
+        assert c.operand_bytes == (full // 8 if kind == "all_gather" else full)
 
 
 def test_sizes_are_those_of_an_accelerator_where_there_is_one():
@@ -152,7 +190,8 @@ def test_what_was_measured_is_what_a_plan_is_costed_with(monkeypatch: pytest.Mon
     assert found.switch and found.switch.link.efficiency == pytest.approx(0.6, rel=1e-3)
     assert found.calibration and found.calibration.devices == 4
 
-    arguments = ("compile", "gpt.py", "--preset", "tiny", "--mesh", "2x2", "--no-compare")
+    Path("product.py").write_text(PRODUCT)
+    arguments = ("compile", "product.py", "--mesh", "2x2", "--no-compare")
     plain, fitted = (
         CliRunner().invoke(app, [*arguments, *more, "--json"])
         for more in (("--target", "h100"), ("--hardware", "h100.calibrated.json"))
@@ -221,7 +260,8 @@ def test_bad_arguments_are_told(arguments: tuple[str, ...], said: str):
 def test_a_file_of_another_chip_is_refused(monkeypatch: pytest.MonkeyPatch):
     clock(monkeypatch, figures("h100"))
     assert run("--chip", "h100", "--mesh", "2").exit_code == 0
-    arguments = ("compile", "gpt.py", "--preset", "tiny", "--mesh", "2", "--hardware")
+    Path("product.py").write_text(PRODUCT)
+    arguments = ("compile", "product.py", "--mesh", "2", "--hardware")
     result = CliRunner().invoke(app, [*arguments, "h100.calibrated.json", "--target", "v5e"])
     assert result.exit_code == 2
     assert "calibrates h100, not v5e" in result.stderr
