@@ -219,6 +219,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
+    if not options.data.is_file():
+        parser.error(f"no file {options.data}")
     console = Console(width=180)
     cases, left = read(json.loads(options.data.read_text()))
     pairs = [(case, chosen_run(case)) for case in cases]

@@ -93,9 +93,6 @@ class Pass:
     def product(self) -> float:
         return sum(self.products.values())
 
-    def moved(self, weight: bool) -> float:
-        return sum(s.seconds for s in self.sent if s.weight == weight)
-
 
 @dataclass(frozen=True)
 class LayerCost:

@@ -116,6 +116,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
+    if not (options.data / "single.csv").is_file():
+        parser.error(f"no single.csv in {options.data}")
     console = Console(width=140)
     iterations = read(options.data)
     efficiency = json.loads(RESULTS.read_text())["efficiency"]["A100"]
