@@ -77,13 +77,29 @@ def test_a_plan_that_is_emitted_again_is_the_same_file(plan: Path):
     assert after == before
 
 
+SMALL = """
+from neocc import Dim, Graph, einsum
+PRESETS = {"small": 0}
+def train_step(c):
+    g = Graph("small")
+    x = g.data("x", (Dim("batch", 4096), Dim("embd", 4096)), "f32")
+    up = g.parameter("up", (Dim("embd", 4096), Dim("mlp", 8192)))
+    y = einsum(x, up, "batch mlp")
+    return g.build({"y": y, "up": up - einsum(x, y, "embd mlp") * 0.1})
+"""
+
+
 def test_a_given_plan_claims_no_optimum_and_shows_its_distance_from_it(plan: Path):
-    result = neocc("compile", "--plan", str(plan))
+    Path("small.py").write_text(SMALL)
+    made = neocc("compile", "small.py", "--mesh", "4", "--layout", "mlp:x", "--no-compare",
+                 "--emit", "plan", "out")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    result = neocc("compile", "--plan", "out/plan.json")
     assert result.exit_code == 0, result.output
     headline = result.stdout.splitlines()[1]
     assert "as given: nothing is proved of it" in headline and "optimal" not in headline
     assert "slower than neocc's own plan" in result.stdout.replace("\n", " ")
-    report = json.loads(neocc("compile", "--plan", str(plan), "--json").stdout)
+    report = json.loads(neocc("compile", "--plan", "out/plan.json", "--json").stdout)
     assert report["best"]["step"] < report["plan"]["step"]
     assert report["best"]["verdict"] == "proved optimal"
 
@@ -150,3 +166,79 @@ def test_memory_that_a_given_plan_does_not_fit(plan: Path):
 
 def test_no_model_and_no_plan():
     assert "say which MODEL" in refused("compile", "--mesh", "2x2")
+
+
+# Explain
+
+
+def explained(*arguments: str) -> dict[str, Any]:
+    result = neocc("explain", *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_an_op_is_explained_with_its_alternatives(plan: Path):
+    Path("small.py").write_text(SMALL)
+    (other,) = [o for o in SMALL.splitlines() if "embd mlp" in o]
+    line = SMALL.splitlines().index(other) + 1
+    asked = ("small.py", "--mesh", "4", "--op", f"einsum :{line}")
+    found = explained(*asked)
+    assert found["name"].startswith(f"einsum small.py:{line}")
+    assert found["region"] == "outside layers"
+    (chosen,) = [o for o in found["options"] if o["chosen"]]
+    assert chosen["option"] == found["strategy"] != ""
+    assert {o["option"] for o in found["options"]} == {"", "batch:x", "embd:x", "mlp:x"}
+    assert {o["how"] for o in found["options"]} == {"chosen", "solved again"}
+    assert min(o["step"] for o in found["options"]) == chosen["step"]
+    assert found["compute"]["formula"] and found["hardware"]
+    result = neocc("explain", *asked, "--seconds", "0")
+    for words in ("It reads", "It makes", "What it could have been", "From the hardware table"):
+        assert words in result.stdout
+
+
+def test_a_tensor_is_explained_with_its_moves_to_the_link(plan: Path):
+    Path("small.py").write_text(SMALL)
+    made = neocc("compile", "small.py", "--mesh", "4", "--layout", "batch:x", "--no-compare",
+                 "--emit", "plan", "out")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    path = changed(Path("out/plan.json"), stored={"up": "embd:x"})
+    found = explained(path, "--tensor", "up", "--seconds", "1")
+    (stored,) = found["where"]
+    assert stored["layout"] == "embd:x" and stored["region"] == "outside layers"
+    assert len(stored["read"]) == 2
+    (gather,) = [m for m in stored["moves"] if m["kind"] == "all_gather"]
+    assert (gather["before"], gather["after"]) == ("embd:x", "")
+    assert gather["bytes"] * 4 == gather["result_bytes"]
+    assert "torus.link.bandwidth" in gather["seconds"]["formula"]
+    assert "GB/s" in gather["link"]
+    assert "torus.link.bandwidth" in {s["field"] for s in found["hardware"]}
+    assert {o["option"] for o in found["options"]} == {"", "embd:x", "mlp:x"}
+    text = neocc("explain", path, "--tensor", "up", "--seconds", "0").stdout
+    assert "read by" in text and "all-gather" in text
+
+
+@pytest.mark.parametrize("figure", ["step", "memory"])
+def test_a_figure_is_explained(plan: Path, figure: str):
+    found = explained(str(plan), "--figure", figure)
+    written = json.loads(plan.read_text())["predicted"]
+    key = {"memory": "peak_memory"}.get(figure, figure)
+    if key in written:
+        assert found["value"] == pytest.approx(written[key], rel=1e-9)
+    assert neocc("explain", str(plan), "--figure", figure).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--op", "einsum"), ["may be", "say more"]),
+        (("--op", "einsum gpt.py:9999"), ["no op", "nearest"]),
+        (("--tensor", "h0.mlp.fq"), ["no tensor", "h0.mlp.fc"]),
+        (("--figure", "speed"), ["no figure", "mfu"]),
+        (("--op", "einsum", "--figure", "step"), ["one thing at a time"]),
+        (("--mesh", "4"), ["not for x:4"]),
+    ],
+)
+def test_what_cannot_be_explained_is_told(plan: Path, arguments: tuple[str, ...], said: list[str]):
+    message = refused("explain", str(plan), *arguments)
+    for words in said:
+        assert words in message

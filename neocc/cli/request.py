@@ -139,7 +139,7 @@ def load_source(given: PlanFile) -> tuple[model_file.Model, ModelSource]:
     config = Path(found(source.config)) if source.config else None
     try:
         model = model_file.load(found(source.file), source.preset, config)
-        return model.with_fields(**source.fields), source
+        return (model.with_fields(**source.fields) if source.fields else model), source
     except NeoccError as error:
         raise NeoccError(f"the model of {given.path}: {error}") from None
 

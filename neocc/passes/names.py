@@ -8,9 +8,10 @@ called as the input or argument that it is, or as the op that makes it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import TypeVar
 
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.passes.layout.cluster import Cluster, clusters
@@ -26,6 +27,20 @@ class Unique:
     def __call__(self, name: str) -> str:
         self.seen[name] += 1
         return name if self.seen[name] == 1 else f"{name} #{self.seen[name]}"
+
+
+T = TypeVar("T")
+
+
+def matching(text: str, found: Iterable[tuple[str, str, T]]) -> list[tuple[str, str, T]]:
+    """Things, given by region and name, that a person's words mean: those of that name, with or
+    without the region in front; else all whose region and name have every word."""
+    found = list(found)
+    exact = [f for f in found if text in (f[1], f"{f[0]}: {f[1]}")]
+    if exact:
+        return exact
+    words = text.replace(",", " ").split()
+    return [f for f in found if all(w in f"{f[0]}: {f[1]}" for w in words)]
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def recost(ready: Ready, given: Decisions, available: float) -> Recosted:
     problem, picked = locate(ready, assignment)
     moves, rerouted = routes(problem, assignment)
     plan = as_given(ready, problem, picked, moves, available)
+    verify_partitioned(plan.partitioned, plan.program)
     return Recosted(replace(plan, saved=given.saved), rerouted)
 
 
@@ -58,13 +59,12 @@ def as_given(
     moves: dict[Value, Allowed],
     available: float,
 ) -> Plan:
-    """The plan of an option for each choice; nothing is proved of it but that it is legal."""
+    """The plan of an option for each choice; nothing is proved of it."""
     nothing = np.zeros(0)
     assignment = problem.assignment(picked, moves)
     solution = Solution(assignment, picked, 0.0, 0.0, 0.0, nothing, 0, 0)
     memory, _ = peak(problem, solution)
     plan = costed(ready, problem, solution, memory, available)
-    verify_partitioned(plan.partitioned, plan.program)
     found = replace(solution, objective=plan.timeline.step)
     return replace(plan, solution=found, given=True)
 

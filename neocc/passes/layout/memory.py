@@ -250,24 +250,33 @@ def block_bytes(problem: Problem, type: TensorType, layout: Layout) -> int:
 
 
 def wanted(ends: tuple[End, ...]) -> set[Layout]:
-    return {layout for end in ends for layout in end.layouts if layout is not None}
+    return set[Layout]().union(*(end.distinct for end in ends))
 
 
 def held_by_options(problem: Problem, live: Live) -> list[int]:
     """Bytes of a value, not of its copies, under each option of its source."""
-    after = wanted(live.after)
+    return list(map(held_as(problem, live), live.source.layouts))
+
+
+def held_as(problem: Problem, live: Live) -> Callable[[Layout | None], int]:
+    """Bytes of a value, not of its copies, by the layout that it is made in."""
+    after = [end.distinct for end in live.after]
     # Until all that its readers want is made of it.
     to_come = live.bound or not set(live.after) <= set(live.before)
     written_over = wanted((live.replaces,)) if live.replaces is not None else set()
 
     def size(layout: Layout | None) -> int:
-        if layout is None or layout in written_over or not (to_come or layout in after):
+        if (
+            layout is None
+            or layout in written_over
+            or not (to_come or any(layout in asked for asked in after))
+        ):
             return 0
         if live.passing and not layout.partial_axes:
             return 0
         return block_bytes(problem, live.value.type, layout)
 
-    return [size(layout) for layout in live.source.layouts]
+    return size
 
 
 def held_by_copies(problem: Problem, live: Live) -> dict[Layout, int]:
@@ -287,8 +296,8 @@ def measure(problem: Problem, solution: Solution) -> Callable[[Live], int]:
     def size(live: Live) -> int:
         if live not in cache:
             if live.copies is None:
-                options = held_by_options(problem, live)
-                cache[live] = options[solution.picked[live.source.choice]]
+                layout = live.source.layouts[solution.picked[live.source.choice]]
+                cache[live] = held_as(problem, live)(layout)
             else:
                 made = {target for _, target in moves.get(live.value, ())}
                 held = held_by_copies(problem, live) if made else {}

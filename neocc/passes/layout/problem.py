@@ -80,6 +80,11 @@ class End:
     choice: Choice
     layouts: tuple[Layout | None, ...]
 
+    @cached_property
+    def distinct(self) -> frozenset[Layout]:
+        """The layouts, each once."""
+        return frozenset(layout for layout in self.layouts if layout is not None)
+
 
 @dataclass(eq=False)
 class Flow:

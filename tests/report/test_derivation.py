@@ -1,0 +1,70 @@
+"""Figures taken apart: the parts make the whole."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+import neocc
+from models import gpt
+from neocc.cost.hardware import chip
+from neocc.ir.mesh import Mesh
+from neocc.passes.alternatives import derived
+from neocc.passes.plan import Plan, make_plan
+from neocc.report.derivation import FIGURES, Node, derivation, figure_sources
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    import dataclasses
+
+    config = dataclasses.replace(gpt.PRESETS["gpt3-xl"], layers=2, batch=32, vocab=32000)
+    step = neocc.simplify(gpt.train_step(config))
+    return derived(make_plan(step, Mesh.parse("2x4"), chip("v5e")))
+
+
+def check(n: Node) -> None:
+    if n.parts and n.label != "mfu":
+        assert math.isclose(n.value, sum(p.value for p in n.parts), rel_tol=1e-9, abs_tol=1e-15)
+    for part in n.parts:
+        check(part)
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_every_figure_is_the_sum_of_its_parts(plan: Plan, figure: str):
+    found = derivation(plan, figure)
+    assert found.parts
+    check(found)
+
+
+def test_figures_are_the_plan_s(plan: Plan):
+    wanted = {
+        "step": plan.timeline.step,
+        "compute": plan.timeline.compute,
+        "exposed": plan.timeline.exposed,
+        "hidden": plan.timeline.hidden,
+        "mfu": plan.mfu,
+        "memory": plan.memory.peak,
+        "flops": plan.flops,
+    }
+    assert set(wanted) == set(FIGURES)
+    for figure, value in wanted.items():
+        assert math.isclose(derivation(plan, figure).value, value, rel_tol=1e-12)
+
+
+def test_a_step_rests_on_fields_of_the_table_with_their_sources(plan: Plan):
+    used = {s.field: s for s in figure_sources(plan, "step")}
+    assert {"peak_flops.bf16", "hbm_bandwidth", "torus.link.bandwidth"} <= used.keys()
+    assert used["peak_flops.bf16"].value == chip("v5e").peak_flops["bf16"]
+    assert used["hbm_efficiency"].source.startswith("assumed")
+    assert used["hbm_bandwidth"].source.startswith("http")
+
+
+def test_bytes_of_a_tensor_are_worked_out(plan: Plan):
+    kinds = derivation(plan, "memory").parts
+    for tensor in (t for kind in kinds for t in kind.parts):
+        terms = re.sub(r" \(.*?\)", "", tensor.numbers)
+        terms = terms.replace(" B", "").replace("x", "*").replace("/", "//")
+        assert eval(terms) == tensor.value
