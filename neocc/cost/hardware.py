@@ -113,6 +113,7 @@ class Chip:
     switch: Switch | None  # the NVLink domain; a TPU chip's two devices; a host's simulated ones
     network: Link  # beyond those: NIC of a GPU, data-centre network of a TPU
     sm: Multiprocessors | None  # GPU
+    vector_clock: float | None  # TPU: cycles/s of all the vector units together
     kernel_overhead: float  # seconds from the end of one kernel to the start of the next; GPU
     sources: tuple[str, ...]
     assumptions: Mapping[str, str] = field(hash=False)  # field of the table -> why
@@ -240,6 +241,7 @@ def _chip(name: str, row: dict[str, Any]) -> Chip:
         switch=switch,
         network=Link(**row["network"]).shared_by(devices),
         sm=Multiprocessors(**row["sm"]) if "sm" in row else None,
+        vector_clock=row.get("vector_clock"),
         kernel_overhead=row.get("kernel_overhead", 0.0),
         sources=tuple(row["sources"]),
         assumptions=row["assumptions"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,15 +17,17 @@ from neocc.cost.attention import (
 )
 from neocc.cost.collectives import collective_time
 from neocc.cost.hardware import Chip, HardwareError
-from neocc.cost.roofline import elementwise_time, matmul_time
+from neocc.cost.roofline import elementwise_time, matmul_time, product_time
 from neocc.cost.topology import AxisLink, Topology
 from neocc.cost.topology import topology as default_topology
+from neocc.cost.vector import vector_time
 from neocc.ir.mesh import Mesh
-from neocc.ir.ops import ATTENTION
+from neocc.ir.ops import ATTENTION, ELEMENTWISE
 from neocc.ir.ops.attention import PRODUCTS
 from neocc.ir.program import Op, Value
 from neocc.ir.types import Dim
 
+VECTOR = ELEMENTWISE | {"reduce"}
 Parts = Callable[[str], int]  # iteration dim -> number of blocks it is cut into
 
 
@@ -81,11 +83,25 @@ class CostModel:
         laid = [t.links() for t in (self.topology, *self.others)]
         return tuple(tuple(dict.fromkeys(axis)) for axis in zip(*laid, strict=True))
 
-    def op_seconds(self, op: Op, parts: Parts) -> float:
-        """Time of one run of one op on one device, its iteration dims cut into ``parts``."""
+    def op_seconds(
+        self, op: Op, parts: Parts, unmoved: Container[Value] = (), again: int = 0
+    ) -> float:
+        """Time of one run of one op on one device, its iteration dims cut into ``parts``.
+
+        ``unmoved``: operands and results that do not pass through memory, because what makes or
+        reads them is fused with the op. ``again``: how often more than once it is run, where
+        products make it themselves.
+        """
         if op.kind == "einsum":
             batch, m, n, k = matmul_sizes(op, parts)
             seconds = matmul_time(self.chip, batch, m, n, k, op.operands[0].type.dtype)
+            if self.chip.vector_clock is not None:
+                moved = (v for v in (*op.operands, op.result) if v not in unmoved)
+                dtype = op.operands[0].type.dtype
+                seconds = max(
+                    product_time(self.chip, batch, m, n, k, dtype),
+                    elementwise_time(self.chip, sum(self.local_bytes(v, parts) for v in moved)),
+                )
             return seconds + self.chip.kernel_overhead
         if op.kind in ATTENTION:
             return attention_seconds(self.chip, op, parts, self.attention)
@@ -96,13 +112,21 @@ class CostModel:
         elif op.kind == "scatter_add":
             moved = self.local_bytes(op.operands[0], parts) + self.local_bytes(op.result, parts)
         else:
-            moved = sum(self.local_bytes(v, parts) for v in (*op.operands, *op.results))
-        return elementwise_time(self.chip, moved) + self.chip.kernel_overhead
+            every = (*op.operands, *op.results)
+            moved = sum(self.local_bytes(v, parts) for v in every if v not in unmoved)
+        vector = self.vector_seconds([op], parts) * (1 + again)
+        return max(elementwise_time(self.chip, moved), vector) + self.chip.kernel_overhead
 
     def traffic_seconds(self, values: Iterable[Value], parts: Parts) -> float:
-        """Time to read or write each value once: what a fused cluster costs."""
+        """Time to read or write each value once: what a fused cluster costs in memory."""
         moved = sum(self.local_bytes(v, parts) for v in values)
         return elementwise_time(self.chip, moved) + self.chip.kernel_overhead
+
+    def vector_seconds(self, ops: Iterable[Op], parts: Parts) -> float:
+        def size(op: Op) -> int:
+            return max(local(v.type.dims, parts) for v in (*op.operands, *op.results))
+
+        return vector_time(self.chip, ((op, size(op)) for op in ops if op.kind in VECTOR))
 
     def local_bytes(self, value: Value, parts: Parts) -> int:
         return local(value.type.dims, parts) * value.type.itemsize

@@ -32,13 +32,19 @@ def matmul_time(
     Raises:
         HardwareError: the chip has no rate for ``dtype``.
     """
-    rate = chip.flops(dtype) * (chip.matmul_efficiency if efficiency is None else efficiency)
     moved = batch * (m * k + k * n + m * n) * ITEM_BYTES[dtype]
-    if chip.sm is None:
-        compute = 2.0 * batch * padded_mnk(chip, m, n, k) / rate
-    else:
-        compute = wave_time(chip.sm, rate, batch, m, n, k, ITEM_BYTES[dtype])
+    compute = product_time(chip, batch, m, n, k, dtype, efficiency)
     return max(compute, elementwise_time(chip, moved))
+
+
+def product_time(
+    chip: Chip, batch: int, m: int, n: int, k: int, dtype: str, efficiency: float | None = None
+) -> float:
+    """``matmul_time`` without memory."""
+    rate = chip.flops(dtype) * (chip.matmul_efficiency if efficiency is None else efficiency)
+    if chip.sm is None:
+        return 2.0 * batch * padded_mnk(chip, m, n, k) / rate
+    return wave_time(chip.sm, rate, batch, m, n, k, ITEM_BYTES[dtype])
 
 
 def padded_mnk(chip: Chip, m: int, n: int, k: int) -> int:

@@ -231,8 +231,8 @@ class _Walk:
                 for callee in inst.called("calls", "to_apply", "called_computations"):
                     inner = self.module.computations[callee]
                     whole = self._scatter_fusion(comp, inst, inner, at)
-                    if whole is not None:
-                        self.collectives.append(whole)
+                    if whole:
+                        self.collectives += whole
                         self.visited.add(callee)
                     else:
                         self.visit(inner, within)
@@ -317,44 +317,56 @@ class _Walk:
 
     def _scatter_fusion(
         self, comp: Computation, inst: Instruction, inner: Computation, at: _Context
-    ) -> Collective | None:
-        """Reads a TPU fusion "all-reduce, then my slice of it" as the reduce-scatter it executes.
+    ) -> list[Collective]:
+        """Reads a TPU fusion "all-reduce, then my slice of it" as the reduce-scatter it executes;
+        of several operands as so many combined. Empty for any other.
 
         The emitter sends only what a reduce-scatter sends. It may pad the scattered dim so that
         the pieces are whole tiles; ``result_shape`` is the logical one, and the compiler then adds
-        a collective-permute that shifts the uneven pieces into place.
+        collective-permutes that shift the uneven pieces into place.
         """
-        if inst.opcode != "fusion" or inner.root.opcode != "dynamic-slice":
-            return None
-        reduce = _through(inner, inner.root.operands[0], ("bitcast", "copy", "convert", "reshape"))
-        if reduce.opcode != "all-reduce" or len(reduce.operands) != 1:
-            return None
-        source = _through(inner, reduce.operands[0], ("pad",))
-        (collective,) = self._collective("reduce-scatter", inner, reduce, replace(at, fused=True))
-        operand, sliced = source.arrays[0], inner.root.arrays[0]
-        if source.name != reduce.operands[0]:
-            width = len(collective.groups[0])
-            whole = reduce.arrays[0].shape
-            sliced = Array(
-                operand.dtype,
-                tuple(
-                    n // width if big != small else n
-                    for n, big, small in zip(operand.shape, whole, sliced.shape, strict=True)
-                ),
+        root = inner.root
+        slices = [inner.by_name[n] for n in root.operands] if root.opcode == "tuple" else [root]
+        if inst.opcode != "fusion" or any(s.opcode != "dynamic-slice" for s in slices):
+            return []
+        plain = ("bitcast", "copy", "convert", "reshape")
+        taken = [_through(inner, s.operands[0], plain) for s in slices]
+        reduces = {_through(inner, t.name, (*plain, "get-tuple-element")).name for t in taken}
+        reduce = inner.by_name[next(iter(reduces))]
+        if len(reduces) > 1 or reduce.opcode != "all-reduce":
+            return []
+        if len(reduce.operands) != len(slices):
+            return []
+        read = list(self._collective("reduce-scatter", inner, reduce, replace(at, fused=True)))
+        found = []
+        for i, (part, piece) in enumerate(zip(taken, slices, strict=True)):
+            k = part.integers("index")[0] if part.opcode == "get-tuple-element" else 0
+            source = _through(inner, reduce.operands[k], ("pad",))
+            operand, sliced = source.arrays[0], piece.arrays[0]
+            if source.name != reduce.operands[k]:
+                width = len(read[k].groups[0])
+                sizes = zip(operand.shape, reduce.arrays[k].shape, sliced.shape, strict=True)
+                shape = (n // width if big != small else n for n, big, small in sizes)
+                sliced = Array(operand.dtype, tuple(shape))
+            op_name = inst.op_name
+            if len(slices) > 1:
+                op_name = _element_op_name(comp, inst.name, i) or op_name
+            found.append(
+                replace(
+                    read[k],
+                    instruction=inst.name,
+                    computation=comp.name,
+                    dtype=operand.dtype,
+                    result_dtype=sliced.dtype,
+                    operand_shape=operand.shape,
+                    result_shape=sliced.shape,
+                    operand_bytes=operand.nbytes,
+                    result_bytes=sliced.nbytes,
+                    op_name=op_name or read[k].op_name,
+                    operand_index=i,
+                )
             )
-        op_name = inst.op_name or collective.op_name
-        return replace(
-            collective,
-            instruction=inst.name,
-            computation=comp.name,
-            dtype=operand.dtype,
-            result_dtype=sliced.dtype,
-            operand_shape=operand.shape,
-            result_shape=sliced.shape,
-            operand_bytes=operand.nbytes,
-            result_bytes=sliced.nbytes,
-            op_name=op_name,
-        )
+        return found
 
     def _groups(self, inst: Instruction) -> tuple[tuple[int, ...], ...]:
         text = inst.attribute("source_target_pairs") or inst.attribute("replica_groups")

@@ -409,3 +409,43 @@ def test_bytes_of_narrow_types() -> None:
         Array("f8e4m3fn", (5,)).nbytes,
         Array("pred", (2,)).nbytes,
     ] == [2, 5, 2]
+
+
+COMBINED_SCATTER = """HloModule jit_f, is_scheduled=true, num_partitions=8
+
+%region_0.1 (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0), metadata={op_name="jit(f)/reduce_scatter"}
+  %b = f32[] parameter(1)
+  ROOT %add.1 = f32[] add(%a, %b)
+}
+
+%all-reduce-scatter.1 (p0: f32[200,640], p1: f32[48,1600]) -> (f32[32,640], f32[48,208]) {
+  %p0 = f32[200,640]{1,0:T(8,128)} parameter(0)
+  %zero = f32[] constant(0)
+  %pad.1 = f32[256,640]{1,0:T(8,128)} pad(%p0, %zero), padding=0_56x0_0
+  %p1 = f32[48,1600]{0,1:T(8,128)} parameter(1)
+  %pad.2 = f32[48,1664]{0,1:T(8,128)} pad(%p1, %zero), padding=0_0x0_64
+  %all-reduce.1 = (f32[256,640]{1,0:T(8,128)}, f32[48,1664]{0,1:T(8,128)}) all-reduce(%pad.1, %pad.2), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, use_global_device_ids=true, to_apply=%region_0.1
+  %get-tuple-element.1 = f32[256,640]{1,0:T(8,128)} get-tuple-element(%all-reduce.1), index=0
+  %first = u32[] constant(0)
+  %dynamic-slice.1 = f32[32,640]{1,0:T(8,128)} dynamic-slice(%get-tuple-element.1, %first, %first), dynamic_slice_sizes={32,640}
+  %get-tuple-element.2 = f32[48,1664]{0,1:T(8,128)} get-tuple-element(%all-reduce.1), index=1
+  %dynamic-slice.2 = f32[48,208]{0,1:T(8,128)} dynamic-slice(%get-tuple-element.2, %first, %first), dynamic_slice_sizes={48,208}
+  ROOT %tuple.1 = (f32[32,640]{1,0:T(8,128)}, f32[48,208]{0,1:T(8,128)}) tuple(%dynamic-slice.1, %dynamic-slice.2)
+}
+
+ENTRY %main.1 (x: f32[200,640], y: f32[48,1600]) -> (f32[32,640], f32[48,208]) {
+  %x = f32[200,640]{1,0:T(8,128)} parameter(0)
+  %y = f32[48,1600]{0,1:T(8,128)} parameter(1)
+  ROOT %fusion.1 = (f32[32,640]{1,0:T(8,128)}, f32[48,208]{0,1:T(8,128)}) fusion(%x, %y), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""  # noqa: E501  (cut from a step of gpt2-xl on v5e 8x8)
+
+
+def test_a_fused_scatter_of_several_operands_is_as_many_combined() -> None:
+    first, second = read_hlo(COMBINED_SCATTER).collectives
+    assert {c.kind for c in (first, second)} == {"reduce-scatter"}
+    assert (first.operand_shape, first.result_shape) == ((200, 640), (25, 640))
+    assert (second.operand_shape, second.result_shape) == ((48, 1600), (48, 200))
+    assert first.instruction == second.instruction == "fusion.1"
+    assert (first.operand_count, second.operand_count) == (2, 2)

@@ -8,7 +8,8 @@ once per reader. What stays is stored once.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from neocc.ir.ops import ELEMENTWISE
 from neocc.ir.program import Op, Region, Value
@@ -135,3 +136,53 @@ def reduced_into(value: Value, ends: set[Value], users: dict[Value, list[Op]]) -
             if op.kind == "reduce" or op.kind in FUSED:
                 stack.extend((r, summed or op.kind == "reduce") for r in op.results)
     return False
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What of a region passes through memory: ``stored``, of which ``inside`` are results of
+    products that elementwise ops alone read, in the product's own fusion. ``repeats``: how often
+    more than once an elementwise op runs, since each product that reads it makes it again."""
+
+    stored: frozenset[Value]
+    inside: frozenset[Value]
+    repeats: Mapping[Op, int]
+
+    @staticmethod
+    def of(region: Region) -> Fusion:
+        stored = materialised(region)
+        users: dict[Value, list[Op]] = defaultdict(list)
+        for op in region.ops:
+            for v in op.operands:
+                users[v].append(op)
+        outputs = set(region.outputs)
+        inside = {
+            op.result
+            for op in region.ops
+            if op.kind == "einsum" and op.result not in outputs and users[op.result]
+            if all(u.kind in FUSED or u.kind == "reduce" for u in users[op.result])
+        }
+        producer = {r: op for op in region.ops for r in op.results}
+        repeats: dict[Op, int] = {}
+        for v, readers in users.items():
+            products = sum(u.kind == "einsum" for u in readers)
+            if products < 2 or v in stored:
+                continue
+            stack = [v]
+            while stack:  # the chain that each product makes, up to a sum or what is stored
+                op = producer.get(stack.pop())
+                if op is not None and fused(op, stored) and op not in repeats:
+                    repeats[op] = products - 1
+                    stack.extend(op.operands)
+        return Fusion(frozenset(stored), frozenset(inside), repeats)
+
+    def unmoved_by(self, op: Op) -> frozenset[Value]:
+        """Operands and results of an op that its fusion holds on chip. What a product makes is
+        counted where elementwise ops read it."""
+        if op.kind == "einsum":
+            made = (v for v in op.operands if v not in self.stored)
+            return frozenset((*made, *(v for v in op.results if v in self.inside)))
+        return frozenset(v for v in op.results if v not in self.stored)
+
+    def again(self, op: Op) -> int:
+        return self.repeats.get(op, 0)

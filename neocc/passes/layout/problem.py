@@ -35,6 +35,7 @@ from neocc.passes.layout.algebra import (
     strategies,
 )
 from neocc.passes.layout.cluster import Cluster, accumulates, clusters
+from neocc.passes.layout.liveness import Fusion
 from neocc.passes.layout.reshards import Reshards, reshards
 from neocc.passes.remat import Droppable, droppable, resolve
 
@@ -244,6 +245,7 @@ class Builder:
         self.rules = rules
         self.uncut = problem.uncut
         self.spare = droppable(problem.program)
+        self.fusions: dict[Region, Fusion] = {}
 
     def build(self) -> Problem:
         program, body = self.problem.program, self.problem.program.body
@@ -369,9 +371,23 @@ class Builder:
         def parts(dim: str) -> int:
             return strategy.parts(dim, self.mesh)
 
+        if self.cost.chip.vector_clock is None:
+            if len(cluster.ops) == 1:
+                return self.cost.op_seconds(cluster.ops[0], parts)
+            return self.cost.traffic_seconds([*cluster.inputs(), *results], parts)
+        fusion = self.fusion(cluster.region)
         if len(cluster.ops) == 1:
-            return self.cost.op_seconds(cluster.ops[0], parts)
-        return self.cost.traffic_seconds([*cluster.inputs(), *results], parts)
+            (op,) = cluster.ops
+            return self.cost.op_seconds(op, parts, fusion.unmoved_by(op), fusion.again(op))
+        moved = [*cluster.inputs(), *(v for v in results if v in fusion.stored)]
+        ops = (op for op in cluster.ops for _ in range(1 + fusion.again(op)))
+        traffic = self.cost.traffic_seconds(moved, parts)
+        return max(traffic, self.cost.vector_seconds(ops, parts))
+
+    def fusion(self, region: Region) -> Fusion:
+        if region not in self.fusions:
+            self.fusions[region] = Fusion.of(region)
+        return self.fusions[region]
 
     def follow(self, op: Op, sources: tuple[End, ...], trips: int) -> bool:
         """Lets an op that only relabels or narrows its operand take whatever layout that has."""

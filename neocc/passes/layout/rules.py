@@ -18,7 +18,7 @@ from neocc.ir.ops import OPS
 from neocc.ir.ops.base import SEQUENTIAL
 from neocc.ir.program import Input, Op, Program
 from neocc.ir.types import TensorType
-from neocc.passes.layout.algebra import Choice, Strategy
+from neocc.passes.layout.algebra import Choice, Strategy, Through
 from neocc.passes.layout.problem import Rules
 
 PADDING_ALLOWED = 0.01  # a dim may grow by this share, unasked, to divide by more axes
@@ -132,12 +132,15 @@ def prefer(*order: str) -> Wanted:
 
 
 def per_axis(wanted: Mapping[int, Wanted]) -> Callable[[Op, Strategy], bool]:
-    """Each axis cuts the dim that it wants of every op; where it wants none, it is free."""
+    """Each axis cuts the dim that it wants of every op, or lets partial sums through, so that they
+    are added before they are reduced; where it wants none, it is free."""
 
     def allowed(op: Op, s: Strategy) -> bool:
         dims = cuttable(op)
         wishes = ((s.axes[axis], want(dims)) for axis, want in wanted.items())
-        return all(wish is None or choice == wish for choice, wish in wishes)
+        return all(
+            wish is None or choice == wish or isinstance(choice, Through) for choice, wish in wishes
+        )
 
     return allowed
 

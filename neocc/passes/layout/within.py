@@ -64,6 +64,9 @@ def solve_within(problem: Problem, available: float, seconds: float) -> tuple[So
         best = best or first_to_fit(problem, rows, price)
         if best is not None and best[0].objective - bound <= TOLERANCE * best[0].objective:
             break
+        if len(rows.all) > len(prices.limits):  # rows that the search for a first one added
+            more = [0.0] * (len(rows.all) - len(prices.limits))
+            prices = replace(prices, limits=[*prices.limits, *more])
         try:
             start = best and best[0]
             found = solve(problem, rows.all, start=start, time_limit=seconds, prices=prices)

@@ -1,0 +1,45 @@
+"""Seconds of elementwise work on a TPU's vector unit, which bounds a softmax more than memory does.
+
+A vector register holds 8 x 128 values of 32 bits, narrower ones are widened. ``CYCLES`` are those
+that the TPU compiler's own estimates (``estimated_cycles``, libtpu 0.0.42, v5e) count per register
+and op, read off fusions of two programs: softmax forward 16.5 to 21 (scale, mask, subtract, exp,
+sum), division and cast 11 to 13, its gradient 24 to 28, Adam 49 to 65, a sum along the lanes 14
+and along the sublanes 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from neocc.cost.hardware import Chip
+from neocc.ir.program import Op
+
+REGISTER = 1024  # values of 32 bits
+BASIC = 1.2
+CYCLES = {
+    "exp": 5.0,
+    "log": 5.0,
+    "tanh": 5.0,
+    "sin": 10.0,
+    "cos": 10.0,
+    "pow": 12.0,
+    "sqrt": 5.0,
+    "rsqrt": 5.0,
+    "div": 10.0,
+    "reduce": 6.0,  # between a sum along sublanes and one along lanes
+    "random": 30.0,
+}
+FREE = ("constant", "iota", "rename", "split", "merge", "broadcast", "detach", "either")
+
+
+def vector_time(chip: Chip, ops: Iterable[tuple[Op, int]]) -> float:
+    """Seconds of ops on so many local values each; 0 where the chip's rate is not known."""
+    if chip.vector_clock is None:
+        return 0.0
+    cycles = sum(cycles_per_register(op) * math.ceil(size / REGISTER) for op, size in ops)
+    return cycles / chip.vector_clock
+
+
+def cycles_per_register(op: Op) -> float:
+    return 0.0 if op.kind in FREE else CYCLES.get(op.kind, BASIC)
