@@ -242,3 +242,59 @@ def test_what_cannot_be_explained_is_told(plan: Path, arguments: tuple[str, ...]
     message = refused("explain", str(plan), *arguments)
     for words in said:
         assert words in message
+
+
+# Compare
+
+
+@pytest.fixture
+def pair(plan: Path) -> tuple[str, str]:
+    """Two plans of one model: batch cut, mlp cut."""
+    Path("small.py").write_text(SMALL)
+    for layout in ("batch", "mlp"):
+        made = neocc("compile", "small.py", "--mesh", "4", "--layout", f"{layout}:x",
+                     "--no-compare", "--emit", "plan", layout)  # fmt: skip
+        assert made.exit_code == 0, made.output
+    return "batch/plan.json", "mlp/plan.json"
+
+
+def test_two_plans_are_compared_and_what_differs_is_named(pair: tuple[str, str]):
+    found = json.loads(neocc("compare", *pair, "--json").stdout)
+    written = [json.loads(Path(p).read_text())["predicted"] for p in pair]
+    for side, predicted in zip((found["a"], found["b"]), written, strict=True):
+        for name in ("step", "compute", "exposed", "hidden", "mfu"):
+            assert side[name] == predicted[name]
+        assert side["peak"] == predicted["peak_memory"]
+    (up,) = [d for d in found["stored"] if d["what"] == "up"]
+    assert (up["a"], up["b"]) == ("", "mlp:x") and up["cost_a"] == 4 * up["cost_b"]
+    assert {d["what"] for d in found["collectives"]} == {"all-reduce on x"}
+    assert sum(d["cost_a"] for d in found["collectives"]) == pytest.approx(
+        sum(d["cost_a"] for d in found["moves"])
+    )
+    assert any("einsum" in d["what"] and d["a"] == "batch:x" for d in found["ops"])
+    text = neocc("compare", *pair).stdout
+    for words in ("than batch/plan.json", "Collectives", "Tensors stored otherwise"):
+        assert words in text
+
+
+def test_a_plan_and_itself_do_not_differ(pair: tuple[str, str]):
+    found = json.loads(neocc("compare", pair[0], pair[0], "--json").stdout)
+    assert found["a"] == found["b"]
+    assert not any(found[kind] for kind in ("collectives", "ops", "moves", "stored"))
+    assert "as fast as" in neocc("compare", pair[0], pair[0]).stdout
+
+
+@pytest.mark.parametrize("who", ["neocc", "FSDP", "megatron"])
+def test_a_plan_is_compared_with_who_would_plan_in_its_place(pair: tuple[str, str], who: str):
+    result = neocc("compare", pair[1], who, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["b"]["verdict"] == "proved optimal"
+    if who == "neocc":
+        assert found["b"]["step"] <= found["a"]["step"]
+
+
+def test_what_cannot_be_compared_is_told(plan: Path):
+    assert "no plan file 'FSDP'" in refused("compare", "FSDP", str(plan))
+    message = refused("compare", str(plan), "Alpa")
+    assert "'Alpa'" in message and "'FSDP'" in message

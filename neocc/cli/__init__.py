@@ -14,6 +14,7 @@ from rich.console import Console
 
 import neocc
 from neocc.cli.calibrate import calibrate_command
+from neocc.cli.compare import compare_command
 from neocc.cli.explain import explain_command
 from neocc.cli.request import DEFAULT_TARGET, bytes_of, planned, request, told_errors
 from neocc.cost.hardware import chip
@@ -210,6 +211,7 @@ def train_command(
 
 app.command("calibrate")(calibrate_command)
 app.command("explain")(explain_command)
+app.command("compare")(compare_command)
 
 
 def opened(path: Path) -> TextIO:

@@ -1,6 +1,13 @@
 """What the commands do: compile a model, train it, and read plans back."""
 
-from neocc.runtime.compilation import Compared, Compilation, Remedy, Timing, compile_model
+from neocc.runtime.compilation import (
+    Compared,
+    Compilation,
+    Remedy,
+    Timing,
+    compile_model,
+    rival_plan,
+)
 from neocc.runtime.plan_file import ModelSource, PlanFile
 from neocc.runtime.plan_file import document as plan_document
 from neocc.runtime.plan_file import read as read_plan
@@ -15,4 +22,5 @@ __all__ = [
     "compile_model",
     "plan_document",
     "read_plan",
+    "rival_plan",
 ]

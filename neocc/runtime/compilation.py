@@ -198,6 +198,26 @@ def best_like(plan: Plan) -> Plan:
     return make_plan(source, plan.mesh, plan.chip, "", None, limit, plan.topology)
 
 
+def rival_plan(plan: Plan, name: str) -> Plan:
+    """What neocc (``neocc``) or an expert, by the start of its name, does in a plan's place; the
+    best of an expert's plans where it has several.
+
+    Raises:
+        NeoccError: no expert is called like that, or the expert has no such plan.
+    """
+    if name.lower() == "neocc":
+        return best_like(plan)
+    known = experts(plan.mesh)
+    chosen = [e for e in known if e.name.lower().startswith(name.lower())]
+    if not name or not chosen:
+        names = ", ".join(repr(e.name) for e in known)
+        raise NeoccError(f"{name!r} is no file, and no one to compare with: neocc, {names}")
+    found = min((expert_plan(plan.ready.source, plan, e) for e in chosen), key=rank)
+    if found.plan is None:
+        raise NeoccError(f"{found.name} has no plan here: {found.reason}")
+    return found.plan
+
+
 def compare_experts(program: Program, plan: Plan) -> Iterator[Compared]:
     """Each expert's plan on the same mesh; of Megatron's, one per mesh axis, the best."""
     if plan.mesh.size == 1:
