@@ -125,7 +125,7 @@ def row(path: Path, seconds: float | None, begin: float) -> dict[str, Any]:
     if peak > data.get("usage_limit", peak) or cost >= FORBIDDEN or (bound and bound > cost):
         sys.exit(f"{path}: wrong: cost {cost}, bound {bound}, peak {peak}")
     found["cost"] = cost
-    found["gap"] = round((cost - (bound or 0)) / cost, 5) if cost else 0.0
+    found["gap"] = round((cost - (bound or 0)) / cost, 7) if cost else 0.0
     found["ratio"] = round(cost / best, 5) if best else None
     return found
 
