@@ -130,15 +130,6 @@ def row(path: Path, seconds: float | None, begin: float) -> dict[str, Any]:
     return found
 
 
-def compile_loops() -> None:
-    """Have the solver's loops compiled and kept, by solving a problem of two nodes."""
-    from neocc.passes.layout.pairwise.problem import make_problem
-    from neocc.passes.layout.pairwise.solve import solve
-
-    tables = [[1.0, 0.0, 0.0, 1.0]]
-    solve(make_problem([[0, 1], [1, 0]], [[2, 1], [2, 1]], [(0, 1)] * 2, [(0, 1)], tables, 3), 1.0)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -156,6 +147,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.begin is not None:
         print(json.dumps(row(options.files[0], options.seconds, options.begin)))
         return
+    from neocc.passes.layout.pairwise.solve import compile_loops
+
     begin = time.time()
     compile_loops()
     print(f"loops compiled or loaded in {time.time() - begin:.1f} s", flush=True)

@@ -79,6 +79,11 @@ class Search:
         )  # fmt: skip
         return self.place(place.picked)
 
+    def cross(self, place: Place, other: Place) -> Place:
+        """Take from the other what is better there."""
+        kernels.cross(self.graph, place.picked, place.load, other.picked)
+        return self.place(place.picked)
+
     def _live(self, slot: int) -> Ints:
         graph = self.graph
         owner = np.repeat(np.arange(len(graph.first) - 1), np.diff(graph.holders))

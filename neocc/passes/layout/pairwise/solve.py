@@ -20,7 +20,14 @@ from neocc.passes.layout.pairwise.exact import PAIRS, TRUST, exact, left
 from neocc.passes.layout.pairwise.graph import Graph, cost_in, graph_of
 from neocc.passes.layout.pairwise.messages import Messages
 from neocc.passes.layout.pairwise.prices import Ascent
-from neocc.passes.layout.pairwise.problem import Floats, Ints, Problem, cost_of, feasible
+from neocc.passes.layout.pairwise.problem import (
+    Floats,
+    Ints,
+    Problem,
+    cost_of,
+    feasible,
+    make_problem,
+)
 from neocc.passes.layout.pairwise.reduce import Reduced, reduce
 from neocc.passes.layout.pairwise.search import Place, Search, gap
 
@@ -86,6 +93,27 @@ def solve(problem: Problem, seconds: float, seed: int = 0) -> Result:
         choices,
         ascent.steps,
     )
+
+
+def compile_loops() -> None:
+    """Compile every loop of the solver, or load it if that was done on this machine before: else
+    the first `solve` spends its time on it."""
+    pair = [0.0, 3.0, 2.0, 1.0]
+    reduced = reduce(
+        make_problem(
+            [[0, 2], [1, 0], [2, 1]], [[3, 1], [3, 2], [4, 1]], [(0, 2), (0, 3), (1, 3)],
+            [(0, 1), (1, 2), (0, 2)], [pair, pair[::-1], pair], 7,
+        )
+    )  # fmt: skip
+    assert reduced is not None
+    graph, start = _scaled(reduced)
+    ascent = Ascent(graph, 1.0)
+    for _ in range(5):
+        ascent.step(0.5)
+    search = Search(graph, np.random.default_rng(0))
+    place = search.polish(search.place(start), ascent.prices, 1)
+    search.cross(search.kick(place, ascent.prices, 1), place)
+    left(ascent.messages, ascent.prices, place.cost)
 
 
 def closed(cost: float, bound: float) -> bool:
@@ -190,8 +218,10 @@ class _Run:
             prices = self.ascent.prices
             if picked is not None:
                 other = search.place(picked)
+                now = search.cross(now, other)
                 for _ in range(3):
                     other = pace.run(search.polish, other, prices)
+                now = search.cross(now, other)
                 if search.offer(other) or other.key < now.key:
                     now = other
             turn += 1

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.dispatcher import Dispatcher
 
+from neocc.passes.layout.pairwise import graph, messages, reduce_kernels, search_kernels
 from neocc.passes.layout.pairwise.graph import cost_in, graph_of, load_in
 from neocc.passes.layout.pairwise.messages import Messages
 from neocc.passes.layout.pairwise.problem import (
@@ -100,6 +102,39 @@ def test_search_keeps_its_books_and_never_leaves_the_room():
         assert place.over == 0
         np.testing.assert_allclose(place.load, load_in(graph, place.picked))
         assert place.cost == pytest.approx(cost_in(graph, place.picked))
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(nodes=8), st.randoms(use_true_random=False))
+def test_crossing_never_costs_or_overfills_more(problem, random):
+    reduced = reduce(problem)
+    if reduced is None:
+        return
+    graph = graph_of(reduced, 1e3)
+    search = Search(graph, np.random.default_rng(0))
+    sizes = np.diff(graph.first)
+    mine, theirs = (
+        search.place(np.array([random.randrange(int(k)) for k in sizes])) for _ in range(2)
+    )
+    before = mine.cost, mine.over
+    counted = search_kernels.cross(graph, mine.picked, mine.load, theirs.picked)
+    np.testing.assert_allclose(mine.load, load_in(graph, mine.picked), atol=1e-9)
+    after = search.place(mine.picked)
+    assert after.cost == pytest.approx(before[0] + counted)
+    assert after.cost <= before[0] + 1e-6
+    assert after.over <= before[1]
+    own = mine.picked != theirs.picked
+    assert (mine.picked[~own] == theirs.picked[~own]).all()
+    if not own.any():
+        assert after.cost == pytest.approx(theirs.cost)
+
+
+def test_all_loops_are_compiled_beforehand():
+    for module in (graph, messages, reduce_kernels, search_kernels):
+        loops = [f for f in vars(module).values() if isinstance(f, Dispatcher)]
+        assert loops
+        for loop in loops:
+            assert loop.signatures, loop
 
 
 def test_usage_counts_a_node_from_its_begin_to_before_its_end():
