@@ -23,6 +23,7 @@ from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.program import Op, Program, Region
 from neocc.ir.text import print_program
+from neocc.passes.alternatives import closed
 from neocc.passes.decisions import Decisions, Moves, RegionDecisions, decisions
 from neocc.passes.layout.notation import (
     cuts_text,
@@ -88,7 +89,11 @@ class PlanFile:
 
 
 def document(plan: Plan, source: ModelSource | None = None) -> dict[str, Any]:
-    """A plan as plain dicts, lists, strings and numbers."""
+    """A plan as plain dicts, lists, strings and numbers.
+
+    What is predicted is that of the program in which what is kept is decided, as reading it back
+    gives: the problem that left it open priced some fused ops as if both ways were taken.
+    """
     program = plan.ready.source
     decided = decision_texts(decisions(plan), plan.mesh)
     return {
@@ -110,7 +115,7 @@ def document(plan: Plan, source: ModelSource | None = None) -> dict[str, Any]:
         "memory_limit": None if math.isinf(plan.memory_limit) else plan.memory_limit,
         **decided,
         "digest": digest(decided),
-        "predicted": figures(plan),
+        "predicted": figures(closed(plan) if plan.saved and not plan.given else plan),
     }
 
 
