@@ -145,7 +145,6 @@ class Relaxation:
         ]
         self.graphs = {flow: problem.reshards_of(flow) for flow in problem.flows}
         self.known: dict[object, Way] = {}
-        self.shares = {f: np.full(len(f.sinks), 1.0 / len(f.sinks)) for f in problem.flows}
         self.joined: list[Joined] = []
         self.folded: list[Folded] = []
         self.place([t.forward() for flow in problem.flows for t in self.terms(flow)])
@@ -193,9 +192,12 @@ class Relaxation:
         self.joined = [Joined.of(found) for found in pairs.values()]
 
     def price(self, prices: Prices) -> None:
-        """Sets all costs to what they are under ``prices``; messages stay as they are."""
+        """Sets all costs to what they are under ``prices``. Messages and shares begin anew: those
+        of other prices end in worse bounds."""
         self.prices = prices
         self.known = {}
+        self.shares = {f: np.full(len(f.sinks), 1.0 / len(f.sinks)) for f in self.problem.flows}
+        self.messages.clear()
         self.ways = {flow: self.way(flow) for flow in self.problem.flows}
         self.fill()
 

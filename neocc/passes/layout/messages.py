@@ -155,6 +155,9 @@ class Messages:
     def state(self) -> list[tuple[np.ndarray, np.ndarray]]:
         return [(e.to_a, e.to_b) for e in self.edges]
 
+    def clear(self) -> None:
+        self.restore([(np.zeros_like(e.to_a), np.zeros_like(e.to_b)) for e in self.edges])
+
     def restore(self, state: list[tuple[np.ndarray, np.ndarray]]) -> None:
         for e, (to_a, to_b) in zip(self.edges, state, strict=True):
             e.to_a, e.to_b = to_a, to_b

@@ -51,19 +51,24 @@ def improve(
     most = SHARE * sum(len(c.options) for c in problem.choices) + len(problem.choices)
     kept = keep(relaxation, at_most(relaxation, most), margin)
     elastic = CAP * best if hard else None
+    if hard:
+        # Some of what holds little is wanted from the start.
+        relaxation.price(Prices({}, [best / len(limits) for _ in limits]))
+        relaxation.settle()
+        kept = union(kept, keep(relaxation, MATTERS * best + margin, margin))
+    before = math.inf
     for _ in range(ROUNDS):
         reached, found = duals(problem, limits, memory_price, kept, elastic, time_limit)
-        if found is None or reached - best <= CLOSE * abs(reached):
+        if found is None or before - reached <= CLOSE * abs(reached):
             break
+        before = reached
         relaxation.price(found)
         relaxation.settle()
-        now = value(relaxation, hard)
-        if now > best:
+        if (now := value(relaxation, hard)) > best:
             best, prices = now, found
-        more = union(kept, keep(relaxation, MATTERS * abs(now) + margin, margin))
-        if best > enough or more.columns == kept.columns:
+        if best > enough or reached - best <= CLOSE * abs(reached):
             break
-        kept = more
+        kept = union(kept, keep(relaxation, MATTERS * abs(now) + margin, margin))
     if relaxation.prices is not prices:
         relaxation.price(prices)
         relaxation.settle()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from neocc.passes.layout.bound import Relaxation, Use, Way
+from neocc.passes.layout.objective import MICRO, TIE
 from neocc.passes.layout.problem import Choice, Flow, Problem
 
 BLOCK = 1 << 21  # table entries compared at a time
@@ -59,8 +60,11 @@ def keep(relaxation: Relaxation, slack: float, margin: float) -> Kept:
         flow = use.flow
         fine = (adds <= slack) & (starts >= 0) & (ends >= 0)
         starts, ends, spare = starts[fine], ends[fine], slack - adds[fine]
-        if len(flow.sinks) == 1 and not flow.hideable and flow not in relaxation.limited:
-            spare[:] = 0.0  # alone on its way, it takes a cheapest one
+        if len(flow.sinks) == 1 and flow not in relaxation.limited:
+            # Alone on its way, it takes a cheapest one. Where that may hide, what moves count
+            # for against ties depends on how much stands over: the cheapest differ by ties.
+            ties = TIE * MICRO * 2 * len(problem.mesh) if flow.hideable else 0.0
+            spare = np.minimum(spare, ties)
         spare = spare / relaxation.shares[flow][use.sink] + margin
         found = on_the_way(relaxation.ways[flow], starts, ends, spare)
         moves[flow][use.sink] = np.flatnonzero(found)

@@ -26,7 +26,8 @@ from neocc.passes.layout.problem import Choice, Flow, Problem
 from neocc.passes.layout.prune import Kept, everything, keep
 
 FIRST = 1e-5  # a share of the bound: what adds less is in the first program
-ROUGH = 2e-3  # the same where nothing need be proved
+LIKELY = 5e-4  # the same where memory is short, or nothing need be proved
+STEP = 4.0  # times as much slack has the next program where memory is short
 MARGIN = 1e-3  # microseconds: the solver's own tolerance
 WORTH = 0.8  # pruning that leaves more of the columns than this is not worth a second program
 
@@ -107,10 +108,9 @@ def solve(
     priced = bool(limits)
     if priced and prices is None:
         improve(relaxation, limits, price, MARGIN, clock.least)
-    bound = value(relaxation, price is None)
-    slack = (FIRST if prove else ROUGH) * bound + MARGIN
-    if start is not None and price is None:
-        slack = max(slack, start.objective * MICRO - bound)
+    bound = proved = value(relaxation, price is None)
+    short = bool(limits) and price is None
+    slack = (LIKELY if short or not prove else FIRST) * abs(bound) + MARGIN
     while True:
         kept = keep(relaxation, slack, MARGIN)
         if kept.columns > WORTH * every.columns:
@@ -122,14 +122,19 @@ def solve(
                 raise
             slack *= 10  # what is left has no assignment at all
             continue
+        proved = max(proved, min(found.bound, bound + slack))
         if found.cost <= bound + slack or clock.left <= 0 or not prove:
-            proved = min(found.bound, bound + slack)
-            return solution(problem, found, price, proved, every, clock)
+            return solution(problem, found, price, min(proved, found.cost), every, clock)
+        picked = found.picked
         if not priced:
             priced = True
             improve(relaxation, limits, price, MARGIN, clock.least)
             bound = value(relaxation, price is None)
-        slack, picked = found.cost - bound + MARGIN, found.picked
+            proved = max(proved, bound)
+        # Where memory is short the bound may be far off: then the last program is a large one,
+        # and a better assignment from one in between makes it smaller.
+        step = STEP * slack if short else math.inf
+        slack = min(found.cost - bound + MARGIN, step)
 
 
 def floor(problem: Problem, limits: Sequence[Limit], enough: float) -> tuple[float, Prices]:

@@ -60,18 +60,16 @@ def solve_within(problem: Problem, available: float, seconds: float) -> tuple[So
         bound = max(bound, below)
         if bound > enough:
             return holds_little(problem, rows, LITTLE * fastest.objective)
-        price = max(sum(prices.limits) / MICRO, TOLERANCE * fastest.objective)
-        best = best or first_to_fit(problem, rows, price)
-        if best is not None and best[0].objective - bound <= TOLERANCE * best[0].objective:
-            break
-        if len(rows.all) > len(prices.limits):  # rows that the search for a first one added
-            more = [0.0] * (len(rows.all) - len(prices.limits))
-            prices = replace(prices, limits=[*prices.limits, *more])
+        start = best and best[0]
         try:
-            start = best and best[0]
             found = solve(problem, rows.all, start=start, time_limit=seconds, prices=prices)
         except Infeasible:
             return holds_little(problem, rows, LITTLE * fastest.objective)
+        except NeoccError:
+            # None was found in time. With a price on memory there is always one.
+            price = max(sum(prices.limits) / MICRO, TOLERANCE * fastest.objective)
+            best = first_to_fit(problem, rows, price)
+            break
         seconds -= found.seconds
         bound = max(bound, found.bound)
         memory, _ = rows.measure(found)
