@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 from neocc.passes.layout.bound import Prices, Relaxation
+from neocc.passes.layout.memory import limit, peak, points
 from neocc.passes.layout.objective import MICRO
 from neocc.passes.layout.problem import Problem
 from neocc.passes.layout.prune import everything, keep
-from neocc.passes.layout.solve import solve
+from neocc.passes.layout.solve import Infeasible, solve
+from neocc.passes.layout.within import PATIENCE, solve_within
 from neocc.passes.simplify import simplify
 from tests.passes.layout import programs as made
 from tests.passes.layout.exhaustive import Search, problem_of
@@ -130,3 +132,24 @@ def test_little_is_left_of_a_deep_program() -> None:
     assert bound > 0.9 * cost
     left = keep(relaxation, cost - bound, 1e-3)
     assert left.columns < 0.5 * everything(problem).columns
+
+
+@pytest.mark.parametrize("make", [made.mlp, made.layers, made.trained, made.kept_or_not])
+@pytest.mark.parametrize("share", [0.95, 0.8, 0.6])
+def test_short_memory_has_the_optimum_of_the_whole_program(
+    make: Callable[[], Program], share: float
+) -> None:
+    problem = problem_of(make(), Mesh.parse("2x2"))
+    peak_bytes = peak(problem, solve(problem))[0].peak
+    found, memory = solve_within(problem, share * peak_bytes, 60.0)
+    limits = [limit(problem, point, share * peak_bytes) for point in points(problem)]
+    try:
+        whole = solve(problem, limits, prune=False)
+    except Infeasible:
+        assert memory.peak > share * peak_bytes
+        return
+    if memory.peak <= share * peak_bytes:
+        assert found.objective == pytest.approx(whole.objective, rel=1e-6, abs=2e-9)
+        assert found.bound <= whole.objective * (1 + 1e-9)
+    else:
+        assert whole.objective > PATIENCE * solve(problem).objective
