@@ -55,27 +55,27 @@ def solve_within(problem: Problem, available: float, seconds: float) -> tuple[So
         return fastest, memory
     enough, bound = PATIENCE * fastest.objective, fastest.bound
     best: tuple[Solution, Memory] | None = None
+    price = TOLERANCE * fastest.objective
     while seconds > 0:
         below, prices = floor(problem, rows.all, enough)
         bound = max(bound, below)
         if bound > enough:
             return holds_little(problem, rows, LITTLE * fastest.objective)
-        start = best and best[0]
+        price = max(sum(prices.limits) / MICRO, price)
         try:
-            found = solve(problem, rows.all, start=start, time_limit=seconds, prices=prices)
+            found = solve(problem, rows.all, time_limit=seconds, prices=prices)
         except Infeasible:
             return holds_little(problem, rows, LITTLE * fastest.objective)
         except NeoccError:
-            # None was found in time. With a price on memory there is always one.
-            price = max(sum(prices.limits) / MICRO, TOLERANCE * fastest.objective)
-            best = first_to_fit(problem, rows, price)
-            break
+            break  # none was found in time
         seconds -= found.seconds
         bound = max(bound, found.bound)
         memory, _ = rows.measure(found)
         if memory.peak <= available:
             best = found, memory
             break
+    # Memory with a price is no limit: there is always an assignment, if not the best.
+    best = best or first_to_fit(problem, rows, price)
     if best is None:
         raise NeoccError(
             "no layout was found that fits the memory of a device, and none was proved not to be"
