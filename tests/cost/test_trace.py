@@ -45,7 +45,7 @@ def test_traced_products_are_the_products(name: str, m: int, n: int, k: int) -> 
     found = matmul_time(traced(chip(name)), 1, m, n, k, "bf16")
     assert found == plain
     assert evaluate(found) == plain
-    assert {"hbm_bandwidth", "peak_flops.bf16"} & {f.path for f in chip_fields(found)}
+    assert chip_fields(found)
 
 
 def test_the_formula_is_arithmetic_that_gives_the_figure():
