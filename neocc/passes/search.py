@@ -1,48 +1,42 @@
-"""The outer choices: the mesh's shape, the wires of each axis, the parts of the batch.
+"""The outer choices: the mesh's shape, the wires that each axis lies on, the parts of the batch.
 
-Each combination is a layout problem of its own. Bounds rule most of them out: what their choices
-cost at the least, then a bound of all their layouts. What is left is solved. The least of all
-bounds is a bound of everything that was searched.
+Each combination is a layout problem of its own. All mappings of a mesh are bounded at once, by
+wires as fast as any of them has for each transfer; what such a bound rules out is not solved. The
+least of all bounds is a bound of everything that was searched.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from neocc.cost.hardware import Chip, HardwareError
 from neocc.cost.mappings import mappings, mesh_shapes
+from neocc.cost.model import CostModel
 from neocc.cost.topology import Topology
-from neocc.ir.errors import LayoutError, NeoccError
+from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import AXIS_NAMES, Mesh
 from neocc.ir.program import Program
 from neocc.passes.layout.problem import Problem, build
 from neocc.passes.layout.rules import given_layout
-from neocc.passes.layout.solve import floor
+from neocc.passes.layout.solve import Solution, floor
 from neocc.passes.layout.within import TOLERANCE, solve_within
 from neocc.passes.plan import SEARCH, USABLE, Plan, Ready, costed, prepare
 
 MOST_PARTS = 64  # parts of a batch that are tried
-FAR = 1.5  # a group whose bound is so many times the best step is told by its bound
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One combination of the outer choices; ``topology``: where the mesh lies, None for the cost
-    model's default."""
-
-    mesh: Mesh
-    topology: Topology | None = None
-    microbatches: int = 1
+SLOWER = "no layout is faster than the best plan"
+FAR = 1.5  # a mesh whose bound is so many times the best step is told by its bound
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of a candidate: its plan, or, where it has none, why; ``bound``: seconds below
-    which no plan of it is (with what ties count for)."""
+    """What came of a mesh with the batch in so many parts: its best plan, or, where it has none,
+    why; ``bound``: seconds (with what ties count for) below which no plan of it that fits is, on
+    any of its mappings."""
 
-    candidate: Candidate
+    mesh: Mesh
+    microbatches: int
     bound: float
     plan: Plan | None = None
     reason: str = ""
@@ -50,119 +44,190 @@ class Tried:
 
 @dataclass(frozen=True)
 class Searched:
-    """``best``: the fastest plan that fits, else the one that needs least memory; None where no
-    candidate has a plan. ``bound``: seconds below which no plan of any candidate that fits is."""
+    """``best``: the fastest plan that fits, else the one that needs least memory; None where
+    nothing has a plan."""
 
     best: Plan | None
     tried: tuple[Tried, ...]
-    bound: float
 
     @property
-    def proved(self) -> bool:
-        """No candidate has a faster plan that fits."""
+    def bound(self) -> float:
+        """Seconds below which no plan that fits is, of all that was searched."""
+        return min((t.bound for t in self.tried), default=math.inf)
+
+    @property
+    def gap(self) -> float:
+        """How far below the best plan's objective, as a share of it, another could be."""
         if self.best is None or not self.best.fits:
-            return False
-        return self.bound >= self.best.solution.objective * (1 - TOLERANCE)
+            return math.inf
+        objective = self.best.solution.objective
+        return max(0.0, (objective - self.bound) / objective)
 
 
 def parts_of(program: Program, most: int = MOST_PARTS) -> list[int]:
     """Numbers of microbatches to try: powers of two that divide the batch."""
     batch = program.dims.get("batch")
-    return (
-        [1]
-        if batch is None
-        else [2**i for i in range(most.bit_length()) if 2**i <= most and batch.size % 2**i == 0]
-    )
+    powers = [2**i for i in range(most.bit_length()) if 2**i <= most]
+    return [1] if batch is None else [p for p in powers if batch.size % p == 0]
 
 
-def meshes_of(chips: int, axes: int = 3) -> list[Mesh]:
-    """Every mesh of so many devices, up to the order of its axes."""
+def meshes_of(chip: Chip, chips: int, axes: int = 3) -> list[Mesh]:
+    """Every mesh of so many devices that the chip comes in, up to the order of its axes.
+
+    Raises:
+        HardwareError: it comes in no such number.
+    """
     shapes = mesh_shapes(chips, axes)
-    return [Mesh(tuple(zip(AXIS_NAMES, s, strict=False))) for s in shapes]
-
-
-def candidates(
-    chip: Chip, meshes: Iterable[Mesh], microbatches: Sequence[int]
-) -> Iterator[Candidate]:
-    """Every mesh on every mapping that can be the best for some program, in every number of
-    parts; a mesh that no slice of the chip holds is left out."""
-    for mesh in meshes:
+    found = []
+    for shape in shapes:
         try:
-            laid = mappings(chip, mesh.sizes)
+            mappings(chip, shape)
         except HardwareError:
+            if shape is shapes[-1] and not found:
+                raise
             continue
-        for topology in laid:
-            for count in microbatches:
-                yield Candidate(mesh, topology, count)
+        found.append(Mesh(tuple(zip(AXIS_NAMES, shape, strict=False))))
+    return found
 
 
 def search(
     program: Program,
     chip: Chip,
-    tries: Iterable[Candidate],
+    meshes: Sequence[Mesh],
+    microbatches: Sequence[int],
     layout: str = "",
     memory_limit: float | None = None,
-    group: Callable[[Candidate], Hashable] = lambda c: None,
+    every: bool = False,
     watch: Callable[[int, int], None] = lambda done, of: None,
     seconds: float = SEARCH,
 ) -> Searched:
-    """The best plan over candidates.
+    """The best plan over meshes, their mappings, and numbers of microbatches (ascending); with
+    ``every``, one of each mesh that is not far from the best.
 
-    A candidate is not solved whose bound is no better than the best plan of its ``group`` (by
-    default all are one), or ``FAR`` from the best of all. ``watch(done, of)`` hears how far it is.
-    ``seconds``: what each search within memory may take.
+    More parts than a number that a bound rules out are not tried: splitting a batch further runs
+    the same work in smaller pieces and moves weights more often, so only memory asks for it.
+    ``watch(done, of)`` hears how many meshes are through. ``seconds``: what each search within
+    memory may take.
 
     Raises:
         LayoutError: the layout names what is not there.
     """
     available = USABLE * chip.hbm_bytes if memory_limit is None else memory_limit
-    waiting: list[tuple[float, int, Candidate, Ready, Problem]] = []
     tried: list[Tried] = []
-    tries = list(tries)
-    for number, c in enumerate(tries):
-        try:
-            ready = prepare(program, c.mesh, chip, layout, c.topology, c.microbatches)
-            problem = build(ready.program, c.mesh, ready.cost, given_layout(ready.given))
-        except (LayoutError, HardwareError) as error:
-            tried.append(Tried(c, math.inf, None, str(error)))
-            continue
-        least = sum(min(choice.seconds) for choice in problem.choices)
-        waiting.append((least, number, c, ready, problem))
-    waiting.sort(key=lambda w: w[:2])
-    best: dict[Hashable, Plan] = {}
-    fastest = math.inf  # of all that fit
-
-    def ruled_out(bound: float, c: Candidate) -> str:
-        mine = best.get(group(c))
-        if mine is not None and mine.fits and bound >= mine.solution.objective * (1 - TOLERANCE):
-            return "no layout of it is faster"
-        return "far from the best" if bound > FAR * fastest else ""
-
-    for done, (least, _, c, ready, problem) in enumerate(waiting):
-        watch(len(tried), len(tries))
-        bound, why = least, ruled_out(least, c)
-        if not why and done:
-            bound = max(least, floor(problem, (), math.inf)[0])
-            why = ruled_out(bound, c)
-        if why:
-            tried.append(Tried(c, bound, None, why))
-            continue
-        try:
-            solution, memory = solve_within(problem, available, seconds)
-        except NeoccError as error:
-            tried.append(Tried(c, bound, None, error.message))
-            continue
-        plan = costed(ready, problem, solution, memory, available)
-        tried.append(Tried(c, solution.bound if plan.fits else math.inf, plan))
-        key = group(c)
-        best[key] = min((p for p in (best.get(key), plan) if p), key=rank)
-        if plan.fits:
-            fastest = min(fastest, solution.objective)
-    watch(len(tries), len(tries))
-    found = min(best.values(), key=rank, default=None)
-    return Searched(found, tuple(tried), min((t.bound for t in tried), default=math.inf))
+    bounded = []
+    for number, mesh in enumerate(meshes):
+        watch(number, 2 * len(meshes))
+        # A batch that divides by none of these numbers has no first problem.
+        problems = Problems(program, chip, mesh, layout)
+        bound = floor(problems.fastest_wires(microbatches[0]), (), math.inf)[0]
+        bounded.append((bound, number, mesh, problems))
+    bounded.sort(key=lambda b: b[:2])
+    best: tuple[Plan, Problems] | None = None
+    far = FAR if every else 1.0
+    for done, (bound, _, mesh, problems) in enumerate(bounded):
+        watch(len(meshes) + done, 2 * len(meshes))
+        mine: Plan | None = None
+        for count in microbatches:
+            if count != microbatches[0]:
+                bound = floor(problems.fastest_wires(count), (), math.inf)[0]
+            why = ""
+            if mine is not None and mine.fits and no_better(bound, mine):
+                why = f"no layout is faster than with {mine.ready.microbatches}"
+            elif best is not None and best[0].fits and no_better(bound / far, best[0]):
+                why = f"no layout is within {FAR:g} times the best step" if every else SLOWER
+            if why:
+                tried.append(Tried(mesh, count, bound, None, why))
+                break
+            try:
+                found = problems.solve(count, available, seconds)
+            except NeoccError as error:
+                tried.append(Tried(mesh, count, bound, None, error.message))
+                continue
+            tried.append(replace(found, bound=max(bound, found.bound)))
+            assert found.plan is not None
+            mine = found.plan if mine is None else min(mine, found.plan, key=rank)
+        if mine is not None and (best is None or rank(mine) < rank(best[0])):
+            best = (mine, problems)
+    watch(2 * len(meshes), 2 * len(meshes))
+    if best is None:
+        return Searched(None, tuple(tried))
+    plan, problems = best
+    if plan.fits and plan.solution.gap > TOLERANCE:
+        plan = min(plan, problems.solve_on(plan, seconds), key=rank)
+    return Searched(plan, tuple(tried))
 
 
 def rank(plan: Plan) -> tuple[bool, float]:
     """Plans that fit first, the fastest of them; of others the one that needs least."""
     return (not plan.fits, plan.solution.objective if plan.fits else plan.memory.peak)
+
+
+def no_better(bound: float, plan: Plan) -> bool:
+    return bound >= plan.solution.objective * (1 - TOLERANCE)
+
+
+@dataclass(frozen=True)
+class Problems:
+    """The layout problems of one mesh."""
+
+    program: Program
+    chip: Chip
+    mesh: Mesh
+    layout: str
+
+    @property
+    def mappings(self) -> tuple[Topology, ...]:
+        return mappings(self.chip, self.mesh.sizes)
+
+    def ready(self, count: int, cost: CostModel) -> Ready:
+        made = prepare(self.program, self.mesh, self.chip, self.layout, None, count)
+        return replace(made, cost=cost)
+
+    def problem(self, ready: Ready) -> Problem:
+        return build(ready.program, self.mesh, ready.cost, given_layout(ready.given))
+
+    def fastest_wires(self, count: int) -> Problem:
+        """The problem under which every plan costs no more than on any mapping."""
+        cost = CostModel.floor(self.chip, self.mesh, self.mappings)
+        return self.problem(self.ready(count, cost))
+
+    def solve(self, count: int, available: float, seconds: float) -> Tried:
+        """The best layout for the fastest wires, on the mapping where it costs least: on no mapping
+        is any faster than it would be with such wires."""
+        ideal = self.fastest_wires(count)
+        solution, memory = solve_within(ideal, available, seconds)
+        laid = min(self.mappings, key=lambda t: self.time_on(t, ideal, solution))
+        ready = self.ready(count, ideal.cost)
+        ties = solution.objective - costed(ready, ideal, solution, memory, available).timeline.step
+        ready = replace(ready, cost=CostModel.of(self.chip, self.mesh, laid))
+        problem = replace(ideal, cost=ready.cost)
+        plan = costed(ready, problem, solution, memory, available)
+        slower = replace(solution, objective=plan.timeline.step + ties)
+        plan = replace(plan, solution=slower)
+        return Tried(self.mesh, count, solution.bound if plan.fits else math.inf, plan)
+
+    def solve_on(self, plan: Plan, seconds: float) -> Plan:
+        """The best plan on the mapping of one; its bound is of all mappings still."""
+        problem = self.problem(plan.ready)
+        solution, memory = solve_within(problem, plan.memory_limit, seconds)
+        solution = replace(solution, bound=min(solution.bound, plan.solution.bound))
+        return costed(plan.ready, problem, solution, memory, plan.memory_limit)
+
+    def time_on(self, laid: Topology, problem: Problem, solution: Solution) -> float:
+        """Seconds that a solution's transfers take on a mapping."""
+        cost = CostModel.of(self.chip, self.mesh, laid)
+        total = 0.0
+        for flow in problem.flows:
+            type = flow.value.type
+            for source, target in (solution.assignment.moves or {}).get(flow.value, ()):
+                total += flow.trips * sum(
+                    cost.move_seconds(
+                        m.kind,
+                        m.axis,
+                        max(type.local_bytes(self.mesh, lay) for lay in (source, target)),
+                        type.local_bytes(self.mesh, target),
+                    )
+                    for m in problem.moves_from(source, type)
+                    if m.target == target
+                )
+        return total
