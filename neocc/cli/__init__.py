@@ -16,7 +16,15 @@ import neocc
 from neocc.cli.calibrate import calibrate_command
 from neocc.cli.compare import compare_command
 from neocc.cli.explain import explain_command
-from neocc.cli.request import DEFAULT_TARGET, bytes_of, planned, request, told_errors
+from neocc.cli.request import (
+    DEFAULT_TARGET,
+    bytes_of,
+    parts_asked,
+    planned,
+    request,
+    told_errors,
+)
+from neocc.cli.sweep import sweep_command
 from neocc.cost.hardware import chip
 from neocc.frontends import model_file
 from neocc.ir.errors import NeoccError
@@ -54,6 +62,9 @@ def compile_command(
         str | None, typer.Argument(help="A model file, or the name of a shipped one.")
     ] = None,
     mesh: Annotated[str | None, typer.Option(help="8x16, or data:8,model:16.")] = None,
+    chips: Annotated[
+        int | None, typer.Option(min=1, help="The best mesh of so many devices, on any wires.")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="A preset of the model file.")] = None,
     config: Annotated[Path | None, typer.Option(help="A GPT-Neo model config (JSON).")] = None,
     target: Annotated[
@@ -64,6 +75,14 @@ def compile_command(
         Path | None, typer.Option(help="A file that neocc calibrate wrote: its chip and figures.")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences in a step.")] = None,
+    microbatches: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Parts that the batch is run in, or auto.",
+            show_default="1; auto with --chips",
+        ),
+    ] = None,
     layout: Annotated[
         str | None, typer.Option(help="Dims that mesh axes cut: batch:x,heads:y; in full or part.")
     ] = None,
@@ -103,8 +122,10 @@ def compile_command(
         if print_after and print_after not in PASSES:
             raise NeoccError(f"no pass {print_after!r}; one of {', '.join(PASSES)}")
         if plan is None:
-            asked = request(model, preset, config, mesh, layout, batch, target, hardware)
+            asked = request(model, preset, config, mesh, layout, batch, target, hardware, chips)
         else:
+            if chips is not None or microbatches is not None:
+                raise NeoccError("--plan decides the mesh and the microbatches: leave them out")
             asked = planned(plan, model, preset, config, mesh, layout, batch, target, hardware)
         compilation = compile_model(
             asked.model,
@@ -117,6 +138,7 @@ def compile_command(
             asked.notes,
             asked.given,
             asked.source,
+            parts_asked(microbatches, auto=chips is not None),
         )
         console = Console(width=None if sys.stdout.isatty() else terminal.WIDTH)
         if dump := os.environ.get("NEOCC_DUMP"):
@@ -210,6 +232,7 @@ def train_command(
 
 
 app.command("calibrate")(calibrate_command)
+app.command("sweep")(sweep_command)
 app.command("explain")(explain_command)
 app.command("compare")(compare_command)
 

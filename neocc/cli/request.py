@@ -30,7 +30,7 @@ class Request:
 
     model: model_file.Model
     source: ModelSource
-    mesh: Mesh
+    mesh: Mesh | int
     target: Chip
     layout: str
     notes: tuple[str, ...]
@@ -46,10 +46,14 @@ def request(
     batch: int | None,
     target: str | None,
     hardware: Path | None = None,
+    chips: int | None = None,
 ) -> Request:
-    """Loads the model. A config file's own mesh and layout count where no --mesh is given."""
+    """Loads the model. A config file's own mesh and layout count where neither --mesh nor --chips
+    is given."""
     if name is None:
         raise NeoccError("say which MODEL: neocc compile models/gpt.py --mesh 8x16")
+    if chips is not None and mesh is not None:
+        raise NeoccError("--chips asks for the best mesh: give --chips or --mesh, not both")
     given = Mesh.parse(mesh) if mesh else None
     model = model_file.load(name, preset, config)
     if batch is not None:
@@ -57,8 +61,12 @@ def request(
     source = source_of(name, model, config, {} if batch is None else {"batch": batch})
     device = target_chip(target, hardware, DEFAULT_TARGET)
     notes = list(model.notes)
+    if chips is not None:
+        if model.mesh or model.layout:
+            notes.append(f"the config's mesh and layout are not used: the best of {chips} devices")
+        return Request(model, source, chips, device, layout or "", tuple(notes))
     if given is None and model.mesh is None:
-        raise NeoccError("say which mesh: --mesh 8x16")
+        raise NeoccError("say which mesh: --mesh 8x16, or --chips 128 for the best one")
     chosen = given or Mesh.parse(model.mesh or "")
     if layout is None and model.layout and given is None:
         notes.append(f"mesh and layout are the config's: {chosen}; {model.layout}")
@@ -166,6 +174,21 @@ def bytes_of(text: str | None, option: str = "--memory") -> float | None:
         if size > 0:
             return size
     raise NeoccError(f"{option} {text!r} is no amount of memory: write 12GiB, or bytes")
+
+
+def parts_asked(text: str | None, auto: bool) -> int | None:
+    """``--microbatches``: a number, or None for the best one.
+
+    Raises:
+        NeoccError: neither a number above 0 nor ``auto``.
+    """
+    if text is None:
+        return None if auto else 1
+    if text == "auto":
+        return None
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise NeoccError(f"--microbatches {text!r} is neither a number above 0 nor auto")
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ from rich.text import Text
 
 from neocc.lower.audit import Audit, summary
 from neocc.passes.plan import Plan
+from neocc.passes.remat import KEEP
 from neocc.report import facts
-from neocc.report.certificate import MODEL, SPACE, gap_text, verdict
+from neocc.report.certificate import MODEL, SPACE, gap_text, outer, verdict
 from neocc.report.facts import bytes_text, count_text, seconds_text
 from neocc.runtime import Compared, Compilation, Remedy, Timing
 
@@ -69,6 +70,8 @@ def headline(c: Compilation) -> Text:
     text.append(f"; mesh {plan.mesh} = {plan.mesh.size} x {plan.chip.title}")
     text.append(f" ({bytes_text(plan.chip.hbm_bytes)} each)")
     text.append(f", {plan.chip.calibration}\n" if plan.chip.calibration else "\n")
+    if plan.ready.microbatches > 1:
+        text.append(f"{plan.ready.microbatches} microbatches; ")
     if plan.fits:
         text.append(f"step {seconds_text(plan.timeline.step)}", style="bold green")
         if c.tokens:
@@ -165,6 +168,10 @@ def times(c: Compilation) -> Group:
     body.append("\n")
     for p in plan.paddings:
         body.append(f"  padded {p}\n")
+    for decision in dict.fromkeys(plan.saved.values()):
+        names = [n for n, d in plan.saved.items() if d == decision and "#" not in n]
+        words = "kept for the backward pass" if decision == KEEP else "computed again going back"
+        body.append(f"  {words}: {', '.join(names)}\n")
     if plan.given:
         body.append(f"  {verdict(plan)}{against(c)}\n  cost model: {MODEL}", "dim")
         return titled("Time of a step", body)
@@ -176,6 +183,8 @@ def times(c: Compilation) -> Group:
         f"{s.left.columns:,} of {s.whole.columns:,} columns (the others are proved to cost more), "
         f"{s.seconds:.1f} s to solve\n"
     )
+    if c.searched is not None:
+        body.append(f"  outer choices: {outer(c.searched)}\n")
     body.append(f"  cost model: {MODEL}\n  search space: {SPACE}", "dim")
     return titled("Time of a step", body)
 

@@ -15,6 +15,7 @@ from neocc.ir.program import Program
 from neocc.lower.audit import Audit
 from neocc.passes.layout.rules import Expert, experts
 from neocc.passes.plan import USABLE, Plan, make_plan
+from neocc.passes.search import Searched, meshes_of, parts_of, search
 from neocc.passes.simplify import simplify
 from neocc.runtime.plan_check import plan_of
 from neocc.runtime.plan_file import ModelSource, PlanFile
@@ -77,7 +78,8 @@ class Compilation:
 
     ``built``: the program as the model file made it; ``program``: simplified, before padding.
     ``remedies``: where the plan does not fit, changes under which it would. ``audit``: None where
-    it was not asked for. ``best``: the plan that neocc makes, where ``plan`` was given and a
+    it was not asked for. ``searched``: the outer choices that were tried, where they were left to
+    neocc. ``best``: the plan that neocc makes, where ``plan`` was given and a
     comparison asked for. ``source``: what the model was loaded from.
     """
 
@@ -92,6 +94,7 @@ class Compilation:
     notes: tuple[str, ...] = ()
     best: Plan | None = None
     source: ModelSource | None = None
+    searched: Searched | None = None
 
     @property
     def stages(self) -> dict[str, tuple[Program, Mesh | None]]:
@@ -131,7 +134,7 @@ class Clock:
 
 def compile_model(
     model: Model,
-    mesh: Mesh,
+    mesh: Mesh | int,
     target: Chip,
     layout: str = "",
     memory: float | None = None,
@@ -140,13 +143,16 @@ def compile_model(
     notes: tuple[str, ...] = (),
     given: PlanFile | None = None,
     source: ModelSource | None = None,
+    microbatches: int | None = 1,
 ) -> Compilation:
-    """Builds a model's training step and plans it on a mesh of ``target`` chips.
+    """Builds a model's training step and plans it on a mesh of ``target`` chips; ``mesh`` may be a
+    number of devices, for the best of all their meshes.
 
     ``layout``: in Mesh TensorFlow's syntax, a constraint. ``memory``: bytes per device that the
     plan may hold, what the chip has by default. ``compare``: plan what experts would do as well.
     ``audit``: compile for the target and hold the plan against the result. ``given``: a plan to
     check and cost in place of making one. ``source``: what the model was loaded from.
+    ``microbatches``: parts that the batch is run in; None for the best number.
 
     Raises:
         NeoccError: the model, mesh, layout or target is not right; or, with ``audit``, there is no
@@ -156,20 +162,35 @@ def compile_model(
     clock = Clock()
     built = clock.time("build", model.train_step)
     program = clock.time("simplify", lambda: simplify(built))
-    best = None
-    if given is None:
-        plan = clock.time("plan", lambda: make_plan(program, mesh, target, layout, None, memory))
-    else:
-        checked = clock.time("recost", lambda: plan_of(given, program, mesh, target, memory))
+    best = searched = None
+    if given is not None:
+        at = mesh if isinstance(mesh, Mesh) else given.mesh
+        checked = clock.time("recost", lambda: plan_of(given, program, at, target, memory))
         plan, notes = checked.plan, (*notes, *checked.notes)
         if compare:
             best = clock.time("plan", lambda: best_like(plan))
+    elif isinstance(mesh, Mesh) and microbatches is not None:
+        plan = clock.time(
+            "plan",
+            lambda: make_plan(
+                program, mesh, target, layout, None, memory, microbatches=microbatches
+            ),
+        )
+    else:
+        meshes = [mesh] if isinstance(mesh, Mesh) else meshes_of(target, mesh)
+        parts = parts_of(program) if microbatches is None else [microbatches]
+        searched = clock.time(
+            "search", lambda: search(program, target, meshes, parts, layout, memory)
+        )
+        if searched.best is None:
+            raise NeoccError(searched.tried[0].reason)
+        plan = searched.best
     rivals: tuple[Compared, ...] = ()
     if compare:
         rivals = clock.time("compare", lambda: tuple(compare_experts(program, plan)))
     remedies: tuple[Remedy, ...] = ()
     if not plan.fits and given is None:
-        again = Again(model, mesh, target, layout, memory)
+        again = Again(model, plan.mesh, target, layout, memory, plan.ready.microbatches)
         remedies = clock.time("remedies", lambda: tuple(again.remedies()))
     audited = None
     if audit and plan.fits:
@@ -189,13 +210,15 @@ def compile_model(
         notes,
         best,
         source,
+        searched,
     )
 
 
 def best_like(plan: Plan) -> Plan:
     """The plan that neocc makes where another was given."""
     source, limit = plan.ready.source, plan.memory_limit
-    return make_plan(source, plan.mesh, plan.chip, "", None, limit, plan.topology)
+    parts = plan.ready.microbatches
+    return make_plan(source, plan.mesh, plan.chip, "", None, limit, plan.topology, parts)
 
 
 def rival_plan(plan: Plan, name: str) -> Plan:
@@ -235,19 +258,22 @@ def rank(c: Compared) -> tuple[bool, float]:
 
 
 def expert_plan(program: Program, plan: Plan, expert: Expert) -> Compared:
-    """The fastest plan that an expert's rules allow; where that does not fit, and is not
-    hopeless, the fastest that does."""
-    limit = plan.memory_limit
+    """The fastest plan that an expert's rules allow, with the whole batch at once or in as many
+    parts as the plan has; where that does not fit, and is not hopeless, the fastest that does."""
+    limit, parts = plan.memory_limit, plan.ready.microbatches
 
-    def planned(memory: float) -> Plan:
-        made = make_plan(program, plan.mesh, plan.chip, "", expert.rules, memory, plan.topology)
+    def planned(memory: float, count: int) -> Plan:
+        rules, wires = expert.rules, plan.topology
+        made = make_plan(program, plan.mesh, plan.chip, "", rules, memory, wires, count)
         return replace(made, memory_limit=limit)
 
     try:
-        found = planned(math.inf)
+        found = planned(math.inf, 1)
+        if parts > 1 and not found.fits:
+            found = planned(math.inf, parts)
         # Its layouts are some of those that the plan was chosen from: if none of all fits, none.
         if plan.fits and not found.fits and found.memory.peak <= HOPELESS * limit:
-            found = planned(limit)
+            found = planned(limit, parts)
     except NeoccError as error:
         return Compared(expert.name, None, False, error.message)
     return Compared(expert.name, found, found.fits)
@@ -262,6 +288,7 @@ class Again:
     target: Chip
     layout: str
     memory: float | None
+    microbatches: int = 1
 
     def plan(self) -> Plan:
         """The fastest plan; where it nearly fits, the fastest that does. The search for that takes
@@ -269,7 +296,15 @@ class Again:
         program = simplify(self.model.train_step())
 
         def planned(memory: float) -> Plan:
-            made = make_plan(program, self.mesh, self.target, self.layout, None, memory)
+            made = make_plan(
+                program,
+                self.mesh,
+                self.target,
+                self.layout,
+                None,
+                memory,
+                microbatches=self.microbatches,
+            )
             return replace(made, memory_limit=limit)
 
         limit = USABLE * self.target.hbm_bytes if self.memory is None else self.memory
@@ -279,7 +314,13 @@ class Again:
 
     def remedies(self) -> Iterator[Remedy]:
         """The smallest change of each kind that was found to make it fit."""
-        kinds = (self.recompute, self.smaller_batches, self.larger_meshes, self.larger_chips)
+        kinds = (
+            self.recompute,
+            self.more_parts,
+            self.smaller_batches,
+            self.larger_meshes,
+            self.larger_chips,
+        )
         for kind in kinds:
             for change, arguments, changed in kind():
                 try:
@@ -291,9 +332,15 @@ class Again:
                     break
 
     def recompute(self) -> Iterator[tuple[str, str, Again]]:
-        if self.model.has("recompute") and not self.model.config.recompute:
-            changed = replace(self, model=self.model.with_fields(recompute=True))
-            yield "recompute = True in the config: layers are run again going back", "", changed
+        if self.model.has("recompute") and self.model.config.recompute is False:
+            changed = replace(self, model=self.model.with_fields(recompute=None))
+            yield "recompute = none in the config: the plan runs again what must be", "", changed
+
+    def more_parts(self) -> Iterator[tuple[str, str, Again]]:
+        for count in parts_of(self.model.train_step()):
+            if count > self.microbatches:
+                changed = replace(self, microbatches=count)
+                yield f"{count} microbatches", f"--microbatches {count}", changed
 
     def smaller_batches(self) -> Iterator[tuple[str, str, Again]]:
         if not self.model.has("batch"):
