@@ -423,3 +423,37 @@ def test_the_default_preset_is_one():
 
     assert gpt.DEFAULT in gpt.PRESETS
     assert dataclasses.is_dataclass(gpt.PRESETS[gpt.DEFAULT])
+
+
+def test_chips_find_the_mesh_and_say_what_was_searched(tmp_path: Path):
+    done = CliRunner().invoke(app, ["compile", "gpt.py", *TINY_ON_CHIPS, "--no-compare"])
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.output.split())
+    assert "outer choices: 2 meshes, axes in ascending order, on every mapping" in text
+
+
+def test_a_sweep_prints_a_line_a_mesh_and_json():
+    done = CliRunner().invoke(app, ["sweep", "gpt.py", *TINY_ON_CHIPS, "--json"])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.output)
+    assert {row["mesh"] for row in rows} == {"x:4", "x:2,y:2"}
+    assert any(row["frontier"] for row in rows)
+    shown = CliRunner().invoke(app, ["sweep", "gpt.py", *TINY_ON_CHIPS])
+    assert "seconds a step against GiB a device" in shown.output
+
+
+TINY_ON_CHIPS = ("--preset", "tiny", "--chips", "4")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["compile", "gpt.py", "--chips", "4", "--mesh", "2x2"], "give --chips or --mesh"),
+        (["compile", "gpt.py", "--mesh", "2x2", "--microbatches", "few"], "a number above 0"),
+        (["compile", "gpt.py", "--preset", "tiny", "--mesh", "2", "--microbatches", "3"], "divide"),
+        (["sweep", "gpt.py", "--chips", "4,none"], "no list of numbers above 0"),
+    ],
+)
+def test_outer_choices_that_make_no_sense_are_refused(arguments: list[str], says: str):
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2 and says in done.output

@@ -130,7 +130,7 @@ def options(command: str) -> set[str]:
     return {o for p in found for o in (*p.opts, *p.secondary_opts) if o.startswith("--")}
 
 
-@pytest.mark.parametrize("command", ["compile", "explain", "compare"])
+@pytest.mark.parametrize("command", ["compile", "sweep", "explain", "compare"])
 def test_every_option_is_documented_and_none_that_is_not_there(command: str):
     text = (ROOT / "docs" / "cli.md").read_text("utf-8")
     part = text.split(f"# neocc {command}\n")[1].split("\n# ")[0]

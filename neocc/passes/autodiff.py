@@ -251,12 +251,15 @@ def reverse_repeat(
     instead: dict[Value, Value] = {}
     either: dict[Value, Op] = {}
     for o in region.ops:
-        for v in o.results if keep_products(o) and op.attrs["recompute"] is not True else ():
+        for i, v in enumerate(o.results):
+            if not keep_products(o) or op.attrs["recompute"] is True:
+                break
             if not v.type.has(dim.name):
                 saved[v] = stacks.get(v) or Value(stack_type(v, dim), v.name)
                 again, kept = env[v], slice_of(Tensor(block, saved[v])).value
                 instead[again] = kept
-                if op.attrs["recompute"] is None:
+                # Statistics beside a first result (attention's) are small, and always kept.
+                if op.attrs["recompute"] is None and i == 0:
                     instead[again] = Value(v.type, v.name)
                     either[again] = Op("either", (kept, again), (instead[again],), loc=o.loc)
     values = [instead.get(t.value, t.value) for t in results]

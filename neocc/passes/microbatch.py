@@ -13,6 +13,7 @@ from typing import Any
 
 from neocc.ir.errors import LayoutError, Loc
 from neocc.ir.ops import OPS
+from neocc.ir.ops.shape import acted_on
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.types import Dim, TensorType
 
@@ -42,12 +43,6 @@ def split_batch(program: Program, count: int, batch: str = "batch") -> Program:
     if LOOP in dims:
         raise LayoutError(f"{count} microbatches: the model has a dim {LOOP!r} already")
     return Splitter(program, Dim(LOOP, count), Dim(batch, size // count)).split()
-
-
-def acted_on(op: Op) -> list[str]:
-    """Names of the dims that an op's attributes speak of."""
-    listed = [v if isinstance(v, tuple) else (v,) for v in op.attrs.values()]
-    return [v.name if isinstance(v, Dim) else v for values in listed for v in values]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import plotext
 from rich.table import Table
 
 from neocc.report.facts import bytes_text, count_text, seconds_text
-from neocc.runtime.sweep import Row, frontier
+from neocc.runtime import Row, frontier
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -11,6 +11,7 @@ from neocc.runtime.compilation import (
 from neocc.runtime.plan_file import ModelSource, PlanFile
 from neocc.runtime.plan_file import document as plan_document
 from neocc.runtime.plan_file import read as read_plan
+from neocc.runtime.sweep import Row, frontier
 
 __all__ = [
     "Compared",
@@ -18,8 +19,10 @@ __all__ = [
     "ModelSource",
     "PlanFile",
     "Remedy",
+    "Row",
     "Timing",
     "compile_model",
+    "frontier",
     "plan_document",
     "read_plan",
     "rival_plan",

@@ -14,7 +14,7 @@ from neocc.runtime.compilation import Model
 SECONDS = 10.0  # of each search within memory: a gap that is left is told
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """What a mesh can do with a batch (None: the model's own): its best plan in some number of
     parts, or why it has none. ``tokens`` of a step."""

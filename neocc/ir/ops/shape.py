@@ -19,6 +19,12 @@ from neocc.ir.program import Op
 from neocc.ir.types import Dim, TensorType
 
 
+def acted_on(op: Op) -> list[str]:
+    """Names of the dims that an op's attributes speak of."""
+    listed = [v if isinstance(v, tuple) else (v,) for v in op.attrs.values()]
+    return [v.name if isinstance(v, Dim) else v for values in listed for v in values]
+
+
 def replace_dim(t: TensorType, old: str, new: tuple[Dim, ...]) -> TensorType:
     dims: list[Dim] = []
     for d in t.dims:

@@ -16,11 +16,13 @@ from neocc.ir.errors import LayoutError
 from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.ops import OPS
 from neocc.ir.ops.base import SEQUENTIAL
+from neocc.ir.ops.shape import acted_on
 from neocc.ir.program import Input, Op, Program
 from neocc.ir.types import TensorType
 from neocc.passes.layout.algebra import Choice, Strategy, Through
 from neocc.passes.layout.problem import Rules
 
+JOINS = ("split", "merge", "slice", "concat", "pad")
 PADDING_ALLOWED = 0.01  # a dim may grow by this share, unasked, to divide by more axes
 
 
@@ -66,8 +68,10 @@ def padded_sizes(
     program: Program, mesh: Mesh, given: Mapping[int, tuple[str, ...]] | None = None
 ) -> dict[str, int]:
     """Sizes that dims grow to so that they divide: for a given layout as far as it needs; else to
-    a multiple of as many devices as cost at most ``PADDING_ALLOWED`` more."""
+    a multiple of as many devices as cost at most ``PADDING_ALLOWED`` more. Dims that an op splits
+    or joins grow only where the layout asks."""
     repeated = {op.attrs["dim"].name for op in program.body.walk() if op.kind == "repeat"}
+    joined = {n for op in program.body.walk() if op.kind in JOINS for n in acted_on(op)}
     products = {1}
     for size in mesh.sizes:
         products |= {p * size for p in products}
@@ -77,7 +81,7 @@ def padded_sizes(
             continue
         axes = [i for i, names in (given or {}).items() if dim.name in names]
         forced = math.prod(mesh.sizes[i] for i in axes)
-        for parts in sorted(products, reverse=True):
+        for parts in [forced] if dim.name in joined else sorted(products, reverse=True):
             padded = -(-dim.size // parts) * parts
             if padded % forced == 0 and padded - dim.size <= PADDING_ALLOWED * dim.size:
                 break
