@@ -129,7 +129,8 @@ class Prices:
 
 
 class Relaxation:
-    """The relaxed problem. ``shares``: of each flow's cost, what each sink pays, in sum all."""
+    """The relaxed problem. ``shares``: of each flow's cost, what each sink pays, in sum all.
+    ``off``: choices that must be off."""
 
     def __init__(
         self, problem: Problem, limits: Sequence[Limit] = (), prices: Prices | None = None
@@ -137,6 +138,7 @@ class Relaxation:
         self.problem = problem
         self.limits = limits
         self.limited = {flow for limit in limits for flow in limit.moves}
+        self.off: frozenset[Choice] = frozenset()
         self.number = {c: i for i, c in enumerate(problem.choices)}
         self.sizes = [len(c.options) for c in problem.choices]
         self.places = [float(i) for i in range(len(self.sizes))]
@@ -191,10 +193,11 @@ class Relaxation:
                 pairs[t.a, t.b].append(t)
         self.joined = [Joined.of(found) for found in pairs.values()]
 
-    def price(self, prices: Prices) -> None:
-        """Sets all costs to what they are under ``prices``. Messages and shares begin anew: those
-        of other prices end in worse bounds."""
+    def price(self, prices: Prices, off: frozenset[Choice] | None = None) -> None:
+        """Sets all costs to what they are under ``prices``; and what must be ``off``, if that is
+        to change. Messages and shares begin anew: those of other prices end in worse bounds."""
         self.prices = prices
+        self.off = self.off if off is None else off
         self.known = {}
         self.shares = {f: np.full(len(f.sinks), 1.0 / len(f.sinks)) for f in self.problem.flows}
         self.messages.clear()
@@ -206,6 +209,10 @@ class Relaxation:
         costs = [self.own_costs(c) for c in self.problem.choices]
         costs += [np.zeros(n) for n in self.sizes[len(costs) :]]
         self.never = self.forbidden(costs)
+        for choice in self.off:
+            costs[self.number[choice]][[option is not None for option in choice.options]] = (
+                self.never
+            )
         for f in self.folded:
             costs[f.node] = costs[f.node] + self.table(f.of)[f.x, f.y]
         for joined in self.joined:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +37,11 @@ class Kept:
         return total
 
 
-def everything(problem: Problem) -> Kept:
-    """All options, and all moves on a way from what a source may make to what a sink may want."""
+def everything(problem: Problem, off: Collection[Choice] = ()) -> Kept:
+    """All options, and all moves on a way from what a source may make to what a sink may want;
+    of choices that must be ``off``, only that."""
     options = {c: np.arange(len(c.options)) for c in problem.choices}
+    options.update((c, np.array([c.options.index(None)])) for c in off)
     moves = {}
     for flow in problem.flows:
         graph = problem.reshards_of(flow)
@@ -55,6 +57,7 @@ def keep(relaxation: Relaxation, slack: float, margin: float) -> Kept:
     what rounding may add, all in microseconds."""
     problem = relaxation.problem
     options = {c: np.flatnonzero(relaxation.slack(c) <= slack) for c in problem.choices}
+    options.update((c, np.array([c.options.index(None)])) for c in relaxation.off)
     moves = {flow: [np.zeros(0, np.intp)] * len(flow.sinks) for flow in problem.flows}
     for use, starts, ends, adds in pairs(relaxation):
         flow = use.flow

@@ -18,7 +18,7 @@ import numpy as np
 
 from neocc.ir.errors import NeoccError
 from neocc.passes.layout.algebra import Assignment
-from neocc.passes.layout.bound import Prices, Relaxation
+from neocc.passes.layout.bound import Relaxation
 from neocc.passes.layout.formulate import Formulation, formulate
 from neocc.passes.layout.objective import MICRO, Limit
 from neocc.passes.layout.prices import free, improve, value
@@ -81,49 +81,59 @@ def solve(
     start: Solution | None = None,
     time_limit: float = 60.0,
     prune: bool = True,
-    prices: Prices | None = None,
+    relaxation: Relaxation | None = None,
     prove: bool = True,
+    below: float = math.inf,
 ) -> Solution:
     """The assignment with the least predicted step time, with the solver's bound.
 
     The limits are hard, or, with ``memory_price``, the fullest point's share of its limit costs
     that many seconds. ``start``: a solution of the same problem that keeps the limits.
     ``time_limit`` in seconds: when it ends, the best assignment so far is returned, with its gap.
-    ``prune``: leave out what bounds rule out, which changes no answer. ``prices``: good ones of
-    the relaxation, if they are known. ``prove``: if not, the best of what is likely will do.
+    ``prune``: leave out what bounds rule out, which changes no answer. ``relaxation``: one of
+    the same limits that is settled and has good prices; what it has off must be off. ``prove``: if
+    not, the best of what is likely will do. ``below``: seconds; what costs as much is of no use.
 
     Raises:
-        Infeasible: no assignment satisfies the limits.
+        Infeasible: no assignment satisfies the limits, or none costs less than ``below``.
         NeoccError: none was found in time.
     """
     clock = Clock(time_limit)
-    every = everything(problem)
+    every = everything(problem, relaxation.off if relaxation is not None else ())
     price = None if memory_price is None else memory_price * MICRO
     picked = start.picked if start is not None else None
     if not prune:
         whole = solve_kept(problem, limits, price, every, picked, clock)
         return solution(problem, whole, price, whole.bound, every, clock)
-    relaxation = Relaxation(problem, limits, prices or free(limits, price))
-    relaxation.settle()
     priced = bool(limits)
-    if priced and prices is None:
-        improve(relaxation, limits, price, MARGIN, clock.least)
+    if relaxation is None:
+        relaxation = Relaxation(problem, limits, free(limits, price))
+        relaxation.settle()
+        if priced:
+            improve(relaxation, limits, price, MARGIN, clock.least)
     bound = proved = value(relaxation, price is None)
     short = bool(limits) and price is None
     slack = (LIKELY if short or not prove else FIRST) * abs(bound) + MARGIN
+    if math.isfinite(below):
+        slack = below * MICRO - bound
     while True:
+        room = below * MICRO - bound
+        if room <= 0:
+            raise Infeasible("no better layout fits the memory of a device")
+        slack = min(slack, room)
         kept = keep(relaxation, slack, MARGIN)
         if kept.columns > WORTH * every.columns:
             kept, slack = every, math.inf
         try:
             found = solve_kept(problem, limits, price, kept, picked, clock)
         except Infeasible:
-            if kept is every:
+            if kept is every or slack >= room:
                 raise
             slack *= 10  # what is left has no assignment at all
             continue
         proved = max(proved, min(found.bound, bound + slack))
-        if found.cost <= bound + slack or clock.left <= 0 or not prove:
+        done = found.cost <= bound + slack or slack >= room
+        if done or clock.left <= 0 or not prove:
             return solution(problem, found, price, min(proved, found.cost), every, clock)
         picked = found.picked
         if not priced:
@@ -137,13 +147,13 @@ def solve(
         slack = min(found.cost - bound + MARGIN, step)
 
 
-def floor(problem: Problem, limits: Sequence[Limit], enough: float) -> tuple[float, Prices]:
-    """A bound, in seconds, of all assignments that keep the limits, and the prices that give it:
-    the best ones, or some for which it passes ``enough``."""
+def floor(problem: Problem, limits: Sequence[Limit], enough: float) -> Relaxation:
+    """The relaxation of all assignments that keep the limits, settled, under the best prices, or
+    some for which its value passes ``enough`` seconds."""
     relaxation = Relaxation(problem, limits, free(limits, None))
     relaxation.settle()
     improve(relaxation, limits, None, MARGIN, highspy.kHighsInf, enough * MICRO)
-    return value(relaxation, True) / MICRO, relaxation.prices
+    return relaxation
 
 
 @dataclass

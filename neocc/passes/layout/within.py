@@ -11,8 +11,10 @@ from dataclasses import replace
 
 from neocc.ir.errors import NeoccError
 from neocc.ir.program import Op
+from neocc.passes.layout.branch import solve_apart
 from neocc.passes.layout.memory import Memory, limit, peak, points
 from neocc.passes.layout.objective import MICRO, Limit
+from neocc.passes.layout.prices import value
 from neocc.passes.layout.problem import Problem
 from neocc.passes.layout.solve import Infeasible, Solution, floor, solve
 
@@ -57,13 +59,18 @@ def solve_within(problem: Problem, available: float, seconds: float) -> tuple[So
     best: tuple[Solution, Memory] | None = None
     price = TOLERANCE * fastest.objective
     while seconds > 0:
-        below, prices = floor(problem, rows.all, enough)
-        bound = max(bound, below)
+        relaxation = floor(problem, rows.all, enough)
+        prices = relaxation.prices
+        bound = max(bound, value(relaxation, True) / MICRO)
         if bound > enough:
             return holds_little(problem, rows, LITTLE * fastest.objective)
         price = max(sum(prices.limits) / MICRO, price)
         try:
-            found = solve(problem, rows.all, time_limit=seconds, prices=prices)
+            found = solve_apart(problem, rows.all, relaxation, enough, seconds)
+            if found is None:
+                relaxation.price(prices, frozenset())
+                relaxation.settle()
+                found = solve(problem, rows.all, time_limit=seconds, relaxation=relaxation)
         except Infeasible:
             return holds_little(problem, rows, LITTLE * fastest.objective)
         except NeoccError:
