@@ -80,7 +80,7 @@ def test_what_is_kept_is_the_best_that_fits(share: float) -> None:
     st.floats(0.35, 0.8),
     st.integers(0, 99),
 )
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_short_memory_is_exact(
     products: list[tuple[int, bool]], residual: bool, mesh: str, share: float, other: int
 ) -> None:
