@@ -11,7 +11,7 @@ from neocc.passes.search import Tried, meshes_of, parts_of, search
 from neocc.passes.simplify import simplify
 from neocc.runtime.compilation import Model
 
-SECONDS = 10.0  # of each search within memory: a gap that is left is told
+SECONDS = 3.0  # of each search within memory: a gap that is left is told
 
 
 @dataclass(frozen=True, eq=False)
