@@ -18,6 +18,8 @@ from neocc.cost.topology import Topology
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import AXIS_NAMES, Mesh
 from neocc.ir.program import Program
+from neocc.passes.layout.objective import MICRO
+from neocc.passes.layout.prices import value
 from neocc.passes.layout.problem import Problem, build
 from neocc.passes.layout.rules import given_layout
 from neocc.passes.layout.solve import Solution, floor
@@ -119,7 +121,7 @@ def search(
         watch(number, 2 * len(meshes))
         # A batch that divides by none of these numbers has no first problem.
         problems = Problems(program, chip, mesh, layout)
-        bound = floor(problems.fastest_wires(microbatches[0]), (), math.inf)[0]
+        bound = problems.bound(microbatches[0])
         bounded.append((bound, number, mesh, problems))
     bounded.sort(key=lambda b: b[:2])
     best: tuple[Plan, Problems] | None = None
@@ -129,7 +131,7 @@ def search(
         mine: Plan | None = None
         for count in microbatches:
             if count != microbatches[0]:
-                bound = floor(problems.fastest_wires(count), (), math.inf)[0]
+                bound = problems.bound(count)
             why = ""
             if mine is not None and mine.fits and no_better(bound, mine):
                 why = f"no layout is faster than with {mine.ready.microbatches}"
@@ -190,6 +192,10 @@ class Problems:
         """The problem under which every plan costs no more than on any mapping."""
         cost = CostModel.floor(self.chip, self.mesh, self.mappings)
         return self.problem(self.ready(count, cost))
+
+    def bound(self, count: int) -> float:
+        """Seconds below which no plan is, on any mapping and in any memory."""
+        return value(floor(self.fastest_wires(count), (), math.inf), True) / MICRO
 
     def solve(self, count: int, available: float, seconds: float) -> Tried:
         """The best layout for the fastest wires, on the mapping where it costs least: on no mapping
