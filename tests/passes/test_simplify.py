@@ -47,7 +47,8 @@ def test_a_simplified_program_has_nothing_more_to_remove(program: Program) -> No
         assert not used.isdisjoint(op.results)
         used.update(op.operands)
     plain = [op for op in simple.body.ops if not op.regions]
-    keys = {(op.kind, op.operands, repr(op.attrs), op.result.type) for op in plain}
+    types = {op: tuple(v.type for v in op.results) for op in plain}
+    keys = {(op.kind, op.operands, repr(op.attrs), types[op]) for op in plain}
     assert len(keys) == len(plain)
 
 
