@@ -91,7 +91,7 @@ def train_step(c):
 
 def test_a_given_plan_claims_no_optimum_and_shows_its_distance_from_it(plan: Path):
     Path("small.py").write_text(SMALL)
-    made = neocc("compile", "small.py", "--mesh", "4", "--layout", "mlp:x", "--no-compare",
+    made = neocc("compile", "small.py", "--mesh", "4", "--layout", "batch:x", "--no-compare",
                  "--emit", "plan", "out")  # fmt: skip
     assert made.exit_code == 0, made.output
     result = neocc("compile", "--plan", "out/plan.json")

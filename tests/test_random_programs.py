@@ -61,7 +61,8 @@ def test_random_programs_reach_every_op() -> None:
         seen.update(op.kind for op in program.body.walk())
 
     draw()
-    assert set(OPS) - seen - COLLECTIVES == set()
+    # Only differentiation writes an either: tests/passes/test_remat.py.
+    assert set(OPS) - seen - COLLECTIVES == {"either"}
 
 
 @given(meshes())
