@@ -60,7 +60,7 @@ class Splitter:
         body = self.program.body
         states = self.states(body, [self.kind(v) for v in body.args])
         inside = [op for op in body.ops if self.runs_over_batch(op)]
-        inside = self.with_sums(inside, states)
+        inside = self.with_sums(inside)
         made = {r for op in inside for r in op.results}
         needed = {v for op in inside for v in op.operands} - made
         before: list[Op] = []
@@ -90,7 +90,7 @@ class Splitter:
             values += [v for o in region.walk() for v in (*o.operands, *o.results)]
         return any(v.type.has(self.part.name) for v in values)
 
-    def with_sums(self, inside: list[Op], states: dict[Value, str]) -> list[Op]:
+    def with_sums(self, inside: list[Op]) -> list[Op]:
         """Also ops that add sums up: one accumulator does for both."""
         found = set(inside)
         made = {r for op in inside for r in op.results}

@@ -119,7 +119,6 @@ def search(
     bounded = []
     for number, mesh in enumerate(meshes):
         watch(number, 2 * len(meshes))
-        # A batch that divides by none of these numbers has no first problem.
         problems = Problems(program, chip, mesh, layout)
         bound = problems.bound(microbatches[0])
         bounded.append((bound, number, mesh, problems))
@@ -221,19 +220,12 @@ class Problems:
 
     def time_on(self, laid: Topology, problem: Problem, solution: Solution) -> float:
         """Seconds that a solution's transfers take on a mapping."""
-        cost = CostModel.of(self.chip, self.mesh, laid)
-        total = 0.0
-        for flow in problem.flows:
-            type = flow.value.type
-            for source, target in (solution.assignment.moves or {}).get(flow.value, ()):
-                total += flow.trips * sum(
-                    cost.move_seconds(
-                        m.kind,
-                        m.axis,
-                        max(type.local_bytes(self.mesh, lay) for lay in (source, target)),
-                        type.local_bytes(self.mesh, target),
-                    )
-                    for m in problem.moves_from(source, type)
-                    if m.target == target
-                )
-        return total
+        there = replace(problem, cost=CostModel.of(self.chip, self.mesh, laid))
+        used = solution.assignment.moves or {}
+        return sum(
+            there.seconds(flow, move)
+            for flow in problem.flows
+            for source, target in used.get(flow.value, ())
+            for move in problem.moves_from(source, flow.value.type)
+            if move.target == target
+        )
