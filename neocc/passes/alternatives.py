@@ -13,7 +13,7 @@ from neocc.ir.program import Input, Op
 from neocc.ir.types import TensorType
 from neocc.passes.decisions import decisions
 from neocc.passes.layout.algebra import Assignment
-from neocc.passes.layout.problem import Choice, Problem, Rules, build
+from neocc.passes.layout.problem import Case, Choice, Problem, Rules, build
 from neocc.passes.layout.rules import given_layout
 from neocc.passes.plan import Plan, costed, solve_within
 from neocc.passes.recost import as_given, options, recost, routes
@@ -80,7 +80,7 @@ def alternatives(plan: Plan, place: Place, seconds: float, bound: float = 0.0) -
     before = transfers(plan)
     found = []
     for i, option in enumerate(choice.options):
-        if option is None:
+        if option is None or isinstance(option, Case):
             continue
         chosen = i == picked[choice]
         local, reason = changed(plan, problem, {**picked, choice: i})

@@ -92,7 +92,7 @@ def document(plan: Plan, source: ModelSource | None = None) -> dict[str, Any]:
     """A plan as plain dicts, lists, strings and numbers.
 
     What is predicted is that of the program in which what is kept is decided, as reading it back
-    gives: the problem that left it open priced some fused ops as if both ways were taken.
+    gives: the same but for rounding, since the problem that left it open adds up in another order.
     """
     program = plan.ready.source
     decided = decision_texts(decisions(plan), plan.mesh)

@@ -17,7 +17,7 @@ import numpy as np
 from neocc.ir.program import Region
 from neocc.passes.layout.messages import STILL, Edge, Messages
 from neocc.passes.layout.objective import MICRO, TIE, Limit, ugliness
-from neocc.passes.layout.problem import Choice, End, Flow, Problem
+from neocc.passes.layout.problem import Agreement, Choice, End, Flow, Problem
 from neocc.passes.layout.reshards import Reshards
 
 ROUNDS = 2  # of sharing flows' costs out
@@ -36,7 +36,8 @@ class Use:
 
 @dataclass(frozen=True, eq=False)
 class Tie:
-    """A node that stands for one sink's source must agree with a source of the flow."""
+    """Two nodes that must agree: a node that stands for one sink's source with a source of the
+    flow; or choices."""
 
     clash: np.ndarray
 
@@ -149,7 +150,9 @@ class Relaxation:
         self.known: dict[object, Way] = {}
         self.joined: list[Joined] = []
         self.folded: list[Folded] = []
-        self.place([t.forward() for flow in problem.flows for t in self.terms(flow)])
+        terms = [t for flow in problem.flows for t in self.terms(flow)]
+        terms += [self.agreement(a) for a in problem.agreements]
+        self.place([t.forward() for t in terms])
         edges = [joined.edge for joined in self.joined]
         self.messages = Messages([np.zeros(n) for n in self.sizes], edges, self.places)
         self.prices = prices or Prices({}, [0.0] * len(limits))
@@ -182,6 +185,13 @@ class Relaxation:
             starts, start_keys = np.unique(made, return_inverse=True)
             ends, end_keys = np.unique(wanted, return_inverse=True)
             yield Term(source, sink, start_keys, end_keys, Use(flow, k, starts, ends))
+
+    def agreement(self, agreement: Agreement) -> Term:
+        """Options of different keys are never picked together."""
+        a_names, a_keys = np.unique(agreement.a_keys, return_inverse=True)
+        b_names, b_keys = np.unique(agreement.b_keys, return_inverse=True)
+        a, b = self.number[agreement.a], self.number[agreement.b]
+        return Term(a, b, a_keys, b_keys, Tie(a_names[:, None] != b_names[None, :]))
 
     def place(self, terms: list[Term]) -> None:
         """Terms of one node go into its costs, those of one pair of nodes into one edge."""

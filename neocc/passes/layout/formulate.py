@@ -3,8 +3,9 @@
 Columns: one 0/1 column per option of each choice; one continuous column per move of each flow
 and sink, and per move of a flow with several sinks one more that pays for it (0/1 where the
 optimum would mix trees); where a flow's ends may be off, what each sink takes from its sources;
-per region the communication that compute does not hide. Rows: one option per choice; each sink's
-unit of flow is conserved at every layout; a shared move is at least each sink's use of it.
+per region the communication that compute does not hide. Rows: one option per choice; choices that
+must agree take as much of each key; each sink's unit of flow is conserved at every layout; a shared
+move is at least each sink's use of it.
 """
 
 from __future__ import annotations
@@ -161,6 +162,14 @@ def formulate(
         model.row(1.0, 1.0, ((c, 1.0) for c in range(first[choice], len(model.cost))))
     hidden: dict[Region, list[tuple[int, float]]] = defaultdict(list)
     ends = Ends(kept, first)
+    for agreement in problem.agreements:
+        keys: dict[int, list[tuple[int, float]]] = defaultdict(list)
+        for col, i in ends.columns(agreement.a):
+            keys[int(agreement.a_keys[i])].append((col, 1.0))
+        for col, i in ends.columns(agreement.b):
+            keys[int(agreement.b_keys[i])].append((col, -1.0))
+        for terms in keys.values():
+            model.row(0.0, 0.0, terms)
     arcs = {
         flow: add_flow(model, problem, flow, ends, hidden, flow in whole) for flow in problem.flows
     }

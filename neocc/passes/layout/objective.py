@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neocc.ir.mesh import Layout
-from neocc.passes.layout.algebra import Strategy
-from neocc.passes.layout.problem import Choice, Flow, Problem
+from neocc.passes.layout.problem import Choice, Flow, Option, Problem
 
 TIE = 5e-8  # seconds that a cut counts for, so that of equal plans the one that reads well wins
 
@@ -23,7 +22,7 @@ class Limit:
     moves: dict[Flow, dict[Layout, float]]
 
 
-def ugliness(problem: Problem, choice: Choice, option: Strategy | Layout | None) -> float:
+def ugliness(problem: Problem, choice: Choice, option: Option) -> float:
     """Cuts of an option: a dim that less of the program has counts more (``head_dim`` after
     ``heads`` after ``embd``), and so do several dims rather than one. To be off is best."""
     if option is None:

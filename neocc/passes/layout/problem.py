@@ -6,15 +6,19 @@ each sink's option wants. A move is paid for once however many sinks use it.
 
 What may be left out (``passes.remat``) has the option None: to be off. It then neither wants nor
 makes anything. The value of an ``either`` has two sources: what is kept and what is recomputed.
+Compute that depends on what else is off (``compute``) is a choice of its own, which must agree with
+those that decide it.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+
+import numpy as np
 
 from neocc.cost.model import CostModel
 from neocc.ir.errors import LayoutError
@@ -35,7 +39,7 @@ from neocc.passes.layout.algebra import (
     strategies,
 )
 from neocc.passes.layout.cluster import Cluster, accumulates, clusters
-from neocc.passes.layout.liveness import Fusion
+from neocc.passes.layout.compute import Computes, Prices, Switch, states
 from neocc.passes.layout.reshards import Reshards, reshards
 from neocc.passes.remat import Droppable, droppable, resolve
 
@@ -53,6 +57,17 @@ class Rules:
     stored: Callable[[Input, TensorType, Layout], bool] = lambda info, type, layout: True
 
 
+@dataclass(frozen=True)
+class Case:
+    """An option that decides nothing by itself: it says in which case what others decide is."""
+
+    number: int
+    axes: tuple[str, ...] = ()  # it cuts nothing
+
+
+Option = Strategy | Layout | Case | None
+
+
 @dataclass(eq=False)
 class Choice:
     """One option of several: a cluster's strategies, or a boundary's layouts; None is to be off.
@@ -64,7 +79,7 @@ class Choice:
     name: str
     region: Region
     dims: tuple[Dim, ...]
-    options: Sequence[Strategy | Layout | None]
+    options: Sequence[Option]
     seconds: list[float]
     strategies: dict[Op, list[Strategy | None]] = field(default_factory=dict)
 
@@ -100,6 +115,19 @@ class Flow:
     hideable: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """Two choices whose picked options must have the same key (``a_keys[i]`` of option i of a)."""
+
+    a: Choice
+    b: Choice
+    a_keys: np.ndarray
+    b_keys: np.ndarray
+
+    def __post_init__(self) -> None:
+        assert len(self.a_keys) == len(self.a.options) and len(self.b_keys) == len(self.b.options)
+
+
 @dataclass(eq=False)
 class Problem:
     """Everything the solver needs, and how to read its answer."""
@@ -109,6 +137,7 @@ class Problem:
     cost: CostModel
     choices: list[Choice] = field(default_factory=list)
     flows: list[Flow] = field(default_factory=list)
+    agreements: list[Agreement] = field(default_factory=list)
     boundaries: dict[Region, tuple[list[End], list[End]]] = field(default_factory=dict)
     sources: dict[Value, tuple[End, ...]] = field(default_factory=dict)
     slices: dict[Region, int] = field(default_factory=dict)  # non-carried arguments of a body
@@ -245,7 +274,8 @@ class Builder:
         self.rules = rules
         self.uncut = problem.uncut
         self.spare = droppable(problem.program)
-        self.fusions: dict[Region, Fusion] = {}
+        self.computes = Computes(self.mesh, self.cost, self.spare)
+        self.varying: list[tuple[Choice, Prices, int]] = []
 
     def build(self) -> Problem:
         program, body = self.problem.program, self.problem.program.body
@@ -258,6 +288,7 @@ class Builder:
             for name, v in zip(program.outputs, body.outputs, strict=True)
         ]
         self.region(body, 1, list(ends.values()), outputs, made)
+        self.settle_prices()
         return self.problem
 
     def add(self, choice: Choice) -> Choice:
@@ -341,8 +372,8 @@ class Builder:
             # Only single ops pass partial sums on, and products read whole operands.
             found = [s for s in found if all(c is None or isinstance(c, str) for c in s.axes)]
         found = [s for s in found if all(self.rules.strategy(op, s) for op in cluster.ops)]
-        results = self.external(cluster)
-        seconds = [self.seconds(cluster, results, s) * trips for s in found]
+        prices = self.computes.prices(cluster, found)
+        seconds = [s * trips for s in prices.least]
         options: list[Strategy | None] = [*found]
         if found and first in self.spare.ops:
             options.append(None)
@@ -352,42 +383,52 @@ class Builder:
         dims = tuple(
             dict.fromkeys(d for v in (*first.results, *first.operands) for d in v.type.dims)
         )
-        return self.add(Choice(label, cluster.region, dims, options, seconds, each))
+        choice = self.add(Choice(label, cluster.region, dims, options, seconds, each))
+        if prices.switches:
+            self.varying.append((choice, prices, trips))
+        return choice
 
-    def external(self, cluster: Cluster) -> list[Value]:
-        """Results of a cluster that something outside it uses."""
-        inside = set(cluster.ops)
-        made = {r for op in cluster.ops for r in op.results}
-        used: dict[Value, None] = {}
-        for op in cluster.region.ops:
-            if op not in inside:
-                used.update((v, None) for v in op.operands if v in made)
-        used.update((v, None) for v in cluster.region.outputs if v in made)
-        return list(used)
+    def settle_prices(self) -> None:
+        """For each choice whose compute depends on what else is off: a choice of what that adds,
+        which agrees with it and with a choice of the state of all that decides it."""
+        extra: dict[Choice, list[Choice]] = {}
+        known: dict[tuple[Region, tuple[Switch, ...]], Choice] = {}
+        for choice, prices, trips in self.varying:
+            more = prices.more * trips
+            if choice.can_be_off:
+                more = np.vstack([more, np.zeros(more.shape[1])])
+            rows, row = np.unique(more, axis=0, return_inverse=True)
+            cases = list(itertools.product(range(len(rows)), range(more.shape[1])))
+            added = self.cases(f"traffic of {choice.name}", choice.region, len(cases))
+            added.seconds = [float(rows[r, v]) for r, v in cases]
+            self.agree(choice, added, row.ravel(), [r for r, _ in cases])
+            extra[choice] = [added]
+            key = (choice.region, prices.switches)
+            if key not in known:
+                known[key] = self.state(*key)
+                extra[choice].append(known[key])
+            self.agree(known[key], added, prices.variants, [v for _, v in cases])
+        self.problem.choices = [c for o in self.problem.choices for c in (o, *extra.get(o, ()))]
 
-    def seconds(self, cluster: Cluster, results: list[Value], strategy: Strategy) -> float:
-        """Compute time of one run of a cluster on one device."""
+    def state(self, region: Region, switches: tuple[Switch, ...]) -> Choice:
+        """The choice of what is on of some switches; it agrees with the choices that are."""
+        on = list(states(len(switches)))
+        found = self.cases("what is kept", region, len(on))
+        _, outputs = self.problem.boundaries[region]
+        for i, switch in enumerate(switches):
+            if isinstance(switch, Op):
+                choice = self.problem.choice_of[switch]
+            else:
+                choice = outputs[switch].choice
+            self.agree(choice, found, [o is not None for o in choice.options], [s[i] for s in on])
+        return found
 
-        def parts(dim: str) -> int:
-            return strategy.parts(dim, self.mesh)
+    def cases(self, name: str, region: Region, count: int) -> Choice:
+        return Choice(name, region, (), [Case(i) for i in range(count)], [0.0] * count)
 
-        if self.cost.chip.vector_clock is None:
-            if len(cluster.ops) == 1:
-                return self.cost.op_seconds(cluster.ops[0], parts)
-            return self.cost.traffic_seconds([*cluster.inputs(), *results], parts)
-        fusion = self.fusion(cluster.region)
-        if len(cluster.ops) == 1:
-            (op,) = cluster.ops
-            return self.cost.op_seconds(op, parts, fusion.unmoved_by(op), fusion.again(op))
-        moved = [*cluster.inputs(), *(v for v in results if v in fusion.stored)]
-        ops = (op for op in cluster.ops for _ in range(1 + fusion.again(op)))
-        traffic = self.cost.traffic_seconds(moved, parts)
-        return max(traffic, self.cost.vector_seconds(ops, parts))
-
-    def fusion(self, region: Region) -> Fusion:
-        if region not in self.fusions:
-            self.fusions[region] = Fusion.of(region)
-        return self.fusions[region]
+    def agree(self, a: Choice, b: Choice, a_keys: Iterable[int], b_keys: Iterable[int]) -> None:
+        keys = (np.array(list(k), dtype=np.intp) for k in (a_keys, b_keys))
+        self.problem.agreements.append(Agreement(a, b, *keys))
 
     def follow(self, op: Op, sources: tuple[End, ...], trips: int) -> bool:
         """Lets an op that only relabels or narrows its operand take whatever layout that has."""

@@ -20,7 +20,7 @@ from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.program import Program, Region
 from neocc.passes.layout.algebra import Move
 from neocc.passes.layout.objective import TIE, ugliness
-from neocc.passes.layout.problem import Choice, End, Flow, Problem, Rules, build
+from neocc.passes.layout.problem import Agreement, Choice, End, Flow, Problem, Rules, build
 
 
 @cache
@@ -59,6 +59,10 @@ def reached(problem: Problem, flow: Flow, made: frozenset[Layout]) -> dict[Layou
 
 Spent = dict[Region, tuple[float, float, float]]  # compute, not hideable, hideable seconds
 Cost = tuple[float, int]  # seconds of a tree's moves with their ties, and how many it has
+
+
+def agrees(agreement: Agreement, picked: dict[Choice, int]) -> bool:
+    return agreement.a_keys[picked[agreement.a]] == agreement.b_keys[picked[agreement.b]]
 
 
 ROOT = Layout(())
@@ -120,6 +124,9 @@ class Search:
         for flow in self.problem.flows:
             ends = [*flow.sources, *flow.sinks]
             self.closing[max(at[e.choice] for e in ends)].append(flow)
+        self.agreeing: dict[int, list[Agreement]] = defaultdict(list)
+        for agreement in self.problem.agreements:
+            self.agreeing[max(at[agreement.a], at[agreement.b])].append(agreement)
 
     def ordered(self) -> list[Choice]:
         """Neighbours close to each other, so that flows are decided early."""
@@ -128,6 +135,9 @@ class Search:
             ends = {e.choice for e in (*flow.sources, *flow.sinks)}
             for c in ends:
                 near[c] |= ends - {c}
+        for agreement in self.problem.agreements:
+            near[agreement.a].add(agreement.b)
+            near[agreement.b].add(agreement.a)
         left, order = list(self.problem.choices), []
         while left:
             done = set(order)
@@ -204,6 +214,8 @@ class Search:
         children = []
         for i in range(len(choice.options)):
             picked[choice] = i
+            if not all(agrees(a, picked) for a in self.agreeing[depth]):
+                continue
             after = self.with_choice(spent, choice, i)
             for flow in self.closing[depth]:
                 after = self.with_flow(after, flow, picked)
