@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 from neocc.frontends import gptneo
 from neocc.ir.builder import (
@@ -24,13 +25,30 @@ from neocc.ir.builder import (
 from neocc.ir.errors import NeoccError
 from neocc.ir.program import Program
 from neocc.ir.types import Dim
-from neocc.nn import cross_entropy, dropout, gelu, layer_norm, softmax
-from neocc.optim import Moments, adam, clip_scale, global_norm, learning_rate, moment_weights
+from neocc.nn import (
+    Masking,
+    Weight,
+    activate,
+    cross_entropy,
+    dropout,
+    entmax_loss,
+    layer_norm,
+    linear_attention,
+    mask_tokens,
+    rotary,
+    scale_norm,
+    unfused_attention,
+)
+from neocc.optim import Adafactor, Adam, clip_scale, global_norm, learning_rate
 from neocc.passes.autodiff import gradients
 
-ATTENTION = ("global", "local", "none")
+ATTENTION = ("global", "local", "linear", "none")
 KERNELS = ("fused", "unfused")
+POSITIONS = ("learned", "rotary", "axial")
+NORMS = ("layer", "scale", "rezero")
+OPTIMIZERS = ("adam", "adafactor")
 WTE_SALT, WPE_SALT, ATTN_SALT, RES_SALT, MLP_SALT = range(1000, 1005)  # one per dropout
+MACARON_SALT, SCORE_SALTS = 1005, (ATTN_SALT, 1006)
 Pattern = tuple[str, ...]  # attention types of consecutive layers
 
 
@@ -47,12 +65,27 @@ class Config:
     batch: int = 256
     attention: tuple[tuple[Pattern, int], ...] = ()  # (pattern, times); () is all global
     window: int = 256  # a local layer sees this many positions, its own one included
+    mem_kv: int = 0  # learned keys and values that every query of a global layer sees as well
+    positions: str = "learned"  # a table; rotary: q and k turned; axial: a row and a column table
+    axial: tuple[int, int] = (0, 0)  # rows and columns of axial positions: their product is seq
+    # rezero: no norm, what is added to the residual stream has a gain that starts at 0. scale: a
+    # norm with one gain in place of embd ones.
+    norm: str = "layer"
+    activation: str = "gelu"  # one of neocc.nn.ACTIVATIONS
+    glu: bool = False  # mlp.fc times the activation of mlp.gate
+    macaron: bool = (
+        False  # half an mlp before attention and half of one after, the first not normed
+    )
+    share: bool = False  # all layers have the same parameters
+    tied: bool = True  # logits from ln_f and the embedding; else from a head of its own, unnormed
     scale_scores: bool = True  # by 1 / sqrt(head_dim); GPT-Neo does not
     double_at_none: bool = False  # GPT-Neo adds x to itself in a layer without attention
     embed_dropout: float = 0.0
     attn_dropout: float = 0.0
     res_dropout: float = 0.0
     z_loss: float = 1e-4
+    entmax: bool = False  # the entmax loss in place of cross entropy and z_loss
+    masking: Masking | None = None  # finds masked tokens, looking both ways; None: the next one
     dtype: str = "bf16"  # of matrix products and the residual stream
     param_dtype: str = "f32"  # of parameters, state, softmax, norms and the loss
     recompute: bool | None = None  # None: the plan says what is computed again going back
@@ -64,7 +97,8 @@ class Config:
     neo_init: bool = False
     scale_by_depth: bool = True
     scale_by_in: bool = False
-    # Optimizer
+    # Optimizer. Adafactor: beta1 0 keeps no first moments; beta2 and epsilon are Adam's alone.
+    optimizer: str = "adam"
     lr: float = 6e-4
     lr_decay: str = "cosine"
     warmup: int = 2000
@@ -72,6 +106,8 @@ class Config:
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
+    ada_epsilon1: float = 1e-30  # added to squared gradients
+    ada_epsilon2: float = 1e-3  # the least scale of a parameter
     bias_correction: bool = True
     weight_decay: float = 0.1
     clip: float | None = 1.0
@@ -96,36 +132,21 @@ class Config:
             name = "layers" if len(self.pattern) == 1 else f"layers_{i}"
             found.append((Dim(name, times), first, types))
             first += len(types) * times
-        for kind in (t for _, _, types in found for t in types):
-            if kind not in ATTENTION:
-                raise NeoccError(f"{self.name}: attention {kind!r}; one of {', '.join(ATTENTION)}")
-        if self.attention_kernel not in KERNELS:
-            known = ", ".join(KERNELS)
-            raise NeoccError(
-                f"{self.name}: attention_kernel {self.attention_kernel!r}; one of {known}"
-            )
+        choices = [("attention", t, ATTENTION) for _, _, types in found for t in types]
+        choices += [("attention_kernel", self.attention_kernel, KERNELS)]
+        choices += [("positions", self.positions, POSITIONS), ("norm", self.norm, NORMS)]
+        for field, value, known in (*choices, ("optimizer", self.optimizer, OPTIMIZERS)):
+            if value not in known:
+                raise NeoccError(f"{self.name}: {field} {value!r}; one of {', '.join(known)}")
         if first != self.layers:
             raise NeoccError(f"{self.name}: attention of {first} layers for {self.layers} layers")
         return found
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A parameter: its dims, and how it starts: normal with ``std``, or all ``fill``."""
-
-    dims: tuple[Dim, ...]
-    std: float = 0.0
-    fill: float = 0.0
-
-    @property
-    def decays(self) -> bool:
-        """Norms and biases, which start constant, are not decayed."""
-        return self.std > 0
-
-
 def weights(c: Config) -> dict[str, Weight]:
     """Every parameter by name; ``h3.attn.q`` is layer 3's and that of those stacked on it."""
     _, seq, heads, head_dim, embd, mlp, vocab = c.dims()
+    stacks = c.stacks()
     q = kv = 0.02
     o = proj = 0.02 / math.sqrt(2 * c.layers if c.scale_by_depth else 1)
     if c.neo_init:
@@ -133,32 +154,53 @@ def weights(c: Config) -> dict[str, Weight]:
         proj = 0.02 / math.sqrt(c.layers if c.scale_by_depth else 1)
     fc_in, proj_in = (c.embd**-0.5, mlp.size**-0.5) if c.scale_by_in else (1.0, 1.0)
     norm = {"g": Weight((embd,), fill=1.0), "b": Weight((embd,))}
+    own = {"layer": norm, "scale": {"g": Weight((), fill=1.0)}, "rezero": {}}[c.norm]
+    gain = {"g": Weight(())} if c.norm == "rezero" else {}
     attn = {
-        "ln1": norm,
-        "attn": {
-            "q": Weight((embd, heads, head_dim), q),
-            "k": Weight((embd, heads, head_dim), kv),
-            "v": Weight((embd, heads, head_dim), kv),
-            "o": Weight((heads, head_dim, embd), o),
-            "b": Weight((embd,)),
-        },
+        "q": Weight((embd, heads, head_dim), q),
+        "k": Weight((embd, heads, head_dim), kv),
+        "v": Weight((embd, heads, head_dim), kv),
+        "o": Weight((heads, head_dim, embd), o, rows=2),
+        "b": Weight((embd,)),
     }
+    mem = Weight((Dim("mem", c.mem_kv), heads, head_dim), head_dim.size**-0.5)
     feed = {
-        "ln2": norm,
-        "mlp": {
-            "fc": Weight((embd, mlp), 0.02 * fc_in),
-            "fc_b": Weight((mlp,)),
-            "proj": Weight((mlp, embd), proj * proj_in),
-            "proj_b": Weight((embd,)),
-        },
+        "fc": Weight((embd, mlp), 0.02 * fc_in),
+        "fc_b": Weight((mlp,)),
+        "proj": Weight((mlp, embd), proj * proj_in),
+        "proj_b": Weight((embd,)),
     }
-    found = {"wte": Weight((vocab, embd), 0.02), "wpe": Weight((seq, embd), 0.01)}
-    for layers, first, types in c.stacks():
+    if c.glu:
+        feed |= {"gate": Weight((embd, mlp), 0.02 * fc_in), "gate_b": Weight((mlp,))}
+
+    def block(kind: str) -> dict[str, dict[str, Weight]]:
+        """The weights of a layer, by group."""
+        found = {"macaron": feed} if c.macaron else {}
+        if kind != "none":
+            more = {"mem_k": mem, "mem_v": mem} if kind == "global" and c.mem_kv else {}
+            found |= {"ln1": own, "attn": attn | more}
+        if kind != "none" or c.double_at_none:
+            found["rezero1"] = gain
+        return found | {"ln2": own, "mlp": feed, "rezero2": gain}
+
+    found = {"wte": Weight((vocab, embd), 0.02)}
+    if c.positions == "axial":
+        sides = (Dim(f"axial_{i}", n) for i, n in enumerate(c.axial, 1))
+        found |= {f"wpe_{i}": Weight((d, embd), 0.01) for i, d in enumerate(sides, 1)}
+    elif c.positions == "learned":
+        found["wpe"] = Weight((seq, embd), 0.01)
+    for layers, first, types in stacks:
         for i, kind in enumerate(types):
-            for group, members in (feed if kind == "none" else attn | feed).items():
+            for group, members in block(kind).items():
                 for name, w in members.items():
-                    found[f"h{first + i}.{group}.{name}"] = replace(w, dims=(layers, *w.dims))
-    return found | {f"ln_f.{name}": w for name, w in norm.items()}
+                    if c.share:
+                        found[f"h.{group}.{name}"] = w
+                    else:
+                        stack = replace(w, dims=(layers, *w.dims), stacked=1)
+                        found[f"h{first + i}.{group}.{name}"] = stack
+    if c.tied:
+        return found | {f"ln_f.{name}": w for name, w in norm.items()}
+    return found | {"head.w": Weight((embd, vocab), 0.02 * fc_in), "head.b": Weight((vocab,))}
 
 
 Parameters = dict[str, Tensor]
@@ -170,33 +212,39 @@ def part(w: Parameters, prefix: str) -> Parameters:
 
 
 def attention(c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | None) -> Tensor:
-    """Causal self-attention: x[batch, seq, embd] -> [batch, seq, embd]."""
+    """Self-attention: x[batch, seq, embd] -> [batch, seq, embd]. Causal but for ``masking``."""
     _, seq, _, head_dim, *_ = c.dims()
     memory = Dim("memory", c.seq)
     w = {name: t.cast(c.dtype) for name, t in w.items()}
-    q = einsum(x, w["q"], "batch seq heads head_dim")
-    k = einsum(x, w["k"], "batch seq heads head_dim").rename(seq="memory")
+
+    def placed(t: Tensor) -> Tensor:
+        return rotary(t, seq, head_dim, c.param_dtype) if c.positions == "rotary" else t
+
+    q = placed(einsum(x, w["q"], "batch seq heads head_dim"))
+    k = placed(einsum(x, w["k"], "batch seq heads head_dim")).rename(seq="memory")
     v = einsum(x, w["v"], "batch seq heads head_dim").rename(seq="memory")
     scale = head_dim.size**-0.5 if c.scale_scores else 1.0
     window = c.window if kind == "local" else None
-    if c.attention_kernel == "fused" and (seed is None or not c.attn_dropout):
-        mixed, _ = fused_attention(q, k, v, seq, memory, head_dim, True, window, scale)
+    causal, dropped = c.masking is None, seed is not None and c.attn_dropout > 0
+    more = (w["mem_k"], w["mem_v"]) if kind == "global" and c.mem_kv else None
+    if kind == "linear":
+        mixed = linear_attention(q, k, v, causal, c.param_dtype)
+    elif c.attention_kernel == "fused" and not dropped and more is None:
+        mixed, _ = fused_attention(q, k, v, seq, memory, head_dim, causal, window, scale)
     else:
-        scores = einsum(q, k, "batch heads seq memory", dtype=c.param_dtype) * scale
-        i, j = iota(x, seq), iota(x, memory)
-        seen = j <= i
-        if window is not None:
-            seen = seen & (i < j + window)
-        p = softmax(select(seen, scores, -1e10), memory)
-        p = dropout(p, c.attn_dropout, seed, ATTN_SALT).cast(c.dtype)
-        mixed = einsum(p, v, "batch seq heads head_dim")
+        drops = [partial(dropout, rate=c.attn_dropout, seed=seed, salt=s) for s in SCORE_SALTS]
+        mixed = unfused_attention(q, k, v, causal, window, scale, c.param_dtype, drops, more)
     return einsum(mixed, w["o"], "batch seq embd") + w["b"]
 
 
 def feed_forward(c: Config, x: Tensor, w: Parameters) -> Tensor:
     """x[batch, seq, embd] -> [batch, seq, embd] through mlp."""
     w = {name: t.cast(c.dtype) for name, t in w.items()}
-    h = gelu(einsum(x, w["fc"], "batch seq mlp") + w["fc_b"])
+    h = einsum(x, w["fc"], "batch seq mlp") + w["fc_b"]
+    if c.glu:
+        h = h * activate(c.activation, einsum(x, w["gate"], "batch seq mlp") + w["gate_b"], "mlp")
+    else:
+        h = activate(c.activation, h, "mlp")
     return einsum(h, w["proj"], "batch seq embd") + w["proj_b"]
 
 
@@ -204,16 +252,42 @@ def layer(c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | None) -
     """One pre-norm block. Weights are cast inside it, so that they travel as ``dtype``."""
 
     def norm(x: Tensor, name: str) -> Tensor:
+        if c.norm == "rezero":
+            return x
+        if c.norm == "scale":
+            return scale_norm(x, w[f"{name}.g"], x.dim("embd")).cast(c.dtype)
         gain, bias = w[f"{name}.g"], w[f"{name}.b"]
         return layer_norm(x, gain, bias, x.dim("embd")).cast(c.dtype)
 
+    def gained(x: Tensor, name: str) -> Tensor:
+        """Wide, since the gain's gradient sums over every element."""
+        if c.norm != "rezero":
+            return x
+        return (x.cast(c.param_dtype) * w[f"{name}.g"]).cast(c.dtype)
+
+    if c.macaron:
+        h = feed_forward(c, x, part(w, "macaron."))
+        x = x + 0.5 * dropout(h, c.res_dropout, seed, MACARON_SALT)
     if kind != "none":
         a = attention(c, kind, norm(x, "ln1"), part(w, "attn."), seed)
-        x = x + dropout(a, c.res_dropout, seed, RES_SALT)
+        x = x + gained(dropout(a, c.res_dropout, seed, RES_SALT), "rezero1")
     elif c.double_at_none:
-        x = x + x
+        x = x + gained(x, "rezero1")
     h = feed_forward(c, norm(x, "ln2"), part(w, "mlp."))
-    return x + dropout(h, c.res_dropout, seed, MLP_SALT)
+    h = dropout(h, c.res_dropout, seed, MLP_SALT)
+    return x + gained(0.5 * h if c.macaron else h, "rezero2")
+
+
+def position_table(c: Config, w: Parameters) -> Tensor | None:
+    """What is added to the embeddings: [seq, embd], or nothing where positions are rotary."""
+    if c.positions == "rotary":
+        return None
+    if c.positions == "learned":
+        return w["wpe"]
+    if c.axial[0] * c.axial[1] != c.seq:
+        rows, columns = c.axial
+        raise NeoccError(f"{c.name}: axial positions {rows} x {columns} are not its seq {c.seq}")
+    return ((w["wpe_1"] + w["wpe_2"]) * 0.5).merge("axial_1", "axial_2", "seq")
 
 
 def model(c: Config, w: Parameters, tokens: Tensor, seed: Tensor | None) -> Tensor:
@@ -225,36 +299,49 @@ def model(c: Config, w: Parameters, tokens: Tensor, seed: Tensor | None) -> Tens
     as many terms as a token occurs, is summed in it too: bf16 stops growing at some 256 terms.
     """
     x = dropout(gather(w["wte"], tokens, "vocab"), c.embed_dropout, seed, WTE_SALT)
-    x = (x + dropout(w["wpe"], c.embed_dropout, seed, WPE_SALT)).cast(c.dtype)
+    table = position_table(c, w)
+    if table is not None:
+        x = x + dropout(table, c.embed_dropout, seed, WPE_SALT)
+    x = x.cast(c.dtype)
     for layers, first, types in c.stacks():
 
         def period(x: Tensor, slices: dict, first: int = first, types: Pattern = types) -> Tensor:
             for i, kind in enumerate(types):
                 own = None if seed is None else seed + (slices["period"] * len(types) + (first + i))
-                x = layer(c, kind, x, part(slices, f"h{first + i}."), own)
+                mine = part(w, "h.") if c.share else part(slices, f"h{first + i}.")
+                x = layer(c, kind, x, mine, own)
             return x
 
         stacked = {n: t for n, t in w.items() if layers in t.dims}
         if seed is not None:
             stacked["period"] = iota(x, layers, "u32")
         x = repeat(layers, period, x, stacked, c.recompute)
+    if not c.tied:
+        head = w["head.w"].cast(c.dtype)
+        return einsum(x, head, "batch seq vocab", dtype=c.param_dtype) + w["head.b"]
     h = layer_norm(x, w["ln_f.g"], w["ln_f.b"], x.dim("embd")).cast(c.dtype)
     wte = w["wte"].cast(c.dtype)
     return einsum(h, wte, "batch seq vocab", dtype=c.param_dtype)
 
 
 def losses(c: Config, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over all positions, and loss[batch, seq] of each."""
-    each = cross_entropy(logits, labels, logits.dim("vocab"), c.z_loss)
+    """Mean over all positions, and loss[batch, seq] of each. With ``masking``, a position whose
+    label is its padding counts as 0."""
+    vocab = logits.dim("vocab")
+    if c.entmax:
+        each = entmax_loss(logits, labels, vocab)
+    else:
+        each = cross_entropy(logits, labels, vocab, c.z_loss)
+    if c.masking is not None:
+        each = select(labels.equals(c.masking.padding), 0.0, each)
     return each.mean("batch", "seq"), each
 
 
-def begin(c: Config, name: str) -> tuple[Graph, Parameters, Tensor, Tensor]:
-    """A graph with its parameters, tokens[batch, seq] and labels[batch, seq]."""
+def begin(c: Config, name: str) -> tuple[Graph, Parameters, Tensor]:
+    """A graph with its parameters and tokens[batch, seq]."""
     g = Graph(f"{c.name}_{name}".replace("-", "_").replace(".", "_"))
     w = {n: g.parameter(n, p.dims, c.param_dtype) for n, p in weights(c).items()}
-    batch, seq, *_ = c.dims()
-    return g, w, g.data("tokens", (batch, seq)), g.data("labels", (batch, seq))
+    return g, w, g.data("tokens", c.dims()[:2])
 
 
 def mask_seed(c: Config, step: Tensor) -> Tensor | None:
@@ -264,23 +351,42 @@ def mask_seed(c: Config, step: Tensor) -> Tensor | None:
 
 
 def forward(c: Config) -> Program:
-    """Parameters, tokens, labels -> logits, loss, loss_batch; without dropout."""
-    g, w, tokens, labels = begin(c, "forward")
+    """Parameters, tokens, labels -> logits, loss, loss_batch; without dropout. With ``masking``,
+    of tokens that are masked already."""
+    g, w, tokens = begin(c, "forward")
+    labels = g.data("labels", tokens.dims)
     c = replace(c, embed_dropout=0.0, attn_dropout=0.0, res_dropout=0.0)
     logits = model(c, w, tokens, None)
     loss, each = losses(c, logits, labels)
     return g.build({"logits": logits, "loss": loss, "loss_batch": each})
 
 
+def optimizer(c: Config) -> Adam | Adafactor:
+    if c.optimizer == "adam":
+        return Adam(c.beta1, c.beta2, c.epsilon, c.bias_correction)
+    return Adafactor(c.beta1, c.ada_epsilon1, c.ada_epsilon2)
+
+
+def slots(c: Config, p: Weight) -> dict[str, tuple[Dim, ...]]:
+    """The optimizer's state beside a parameter: ``NAME.m``, ``NAME.v``, ... by the ending."""
+    return optimizer(c).slots(p.matrix)
+
+
 def train_step(c: Config) -> Program:
-    """Parameters, their moments ``NAME.m`` and ``NAME.v``, step, tokens, labels -> the same
-    parameters and state after one step of Adam, and loss, grad_norm (before clipping), lr."""
-    g, w, tokens, labels = begin(c, "train_step")
-    moments = {
-        n: Moments(*(g.state(f"{n}.{m}", t.dims, c.param_dtype) for m in "mv"))
-        for n, t in w.items()
+    """Parameters, the state of their ``slots``, step, tokens, labels -> the same parameters and
+    state after one step of the optimizer, and loss, grad_norm (before clipping), lr. With
+    ``masking`` there are no labels: the step masks the tokens itself."""
+    g, w, tokens = begin(c, "train_step")
+    labels = None if c.masking else g.data("labels", tokens.dims)
+    own = weights(c)
+    state = {
+        n: {s: g.state(f"{n}.{s}", dims, c.param_dtype) for s, dims in slots(c, p).items()}
+        for n, p in own.items()
     }
     step = g.state("step", (), "i32")
+    if c.masking is not None:
+        tokens, labels = mask_tokens(tokens, c.masking, step.cast("u32"), c.vocab)
+    assert labels is not None
     loss, _ = losses(c, model(c, w, tokens, mask_seed(c, step)), labels)
     grads = dict(zip(w, gradients(loss, list(w.values())), strict=True))
 
@@ -288,14 +394,13 @@ def train_step(c: Config) -> Program:
     time = step.cast(c.param_dtype)
     lr = learning_rate(time, c.lr, c.warmup, c.lr_decay, c.steps)
     scale = None if c.clip is None else clip_scale(norm, c.clip)
-    correct = moment_weights(time + 1.0, c.beta1, c.beta2) if c.bias_correction else None
+    update = optimizer(c).updates(time, lr)
     after = {"step": step + 1}
-    for n, p in weights(c).items():
+    for n, p in own.items():
         grad = grads[n] if scale is None else grads[n] * scale
-        update, (m, v) = adam(grad, moments[n], c.beta1, c.beta2, c.epsilon, correct)
-        if p.decays and c.weight_decay:
-            update = update + c.weight_decay * w[n]
-        after |= {n: w[n] - lr * update, f"{n}.m": m, f"{n}.v": v}
+        decay = c.weight_decay if p.decays else 0.0
+        change, new = update(p.matrix, w[n], grad, state[n], decay)
+        after |= {n: w[n] - change} | {f"{n}.{s}": t for s, t in new.items()}
     return g.build(after | {"loss": loss, "grad_norm": norm, "lr": lr})
 
 
@@ -310,8 +415,8 @@ def init(c: Config) -> Program:
             start[n] = (random(seed, p.dims, salt, "normal", wide) * p.std).cast(c.param_dtype)
         else:
             start[n] = g.constant(p.fill, c.param_dtype).broadcast(*p.dims)
-        for moment in "mv":
-            start[f"{n}.{moment}"] = g.constant(0, c.param_dtype).broadcast(*p.dims)
+        for name, dims in slots(c, p).items():
+            start[f"{n}.{name}"] = g.constant(0, c.param_dtype).broadcast(*dims)
     return g.build(start)
 
 

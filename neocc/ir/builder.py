@@ -16,7 +16,8 @@ from neocc.ir.types import Dim, TensorType
 Scalar = int | float | bool
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 INTERNAL = tuple(
-    os.path.join(PACKAGE, part) for part in (f"ir{os.sep}", f"passes{os.sep}", "nn.py", "optim.py")
+    os.path.join(PACKAGE, part)
+    for part in (f"ir{os.sep}", f"passes{os.sep}", f"nn{os.sep}", "optim.py")
 )
 
 
@@ -258,7 +259,7 @@ def unary(kind: str) -> Callable[[Tensor], Tensor]:
 
 
 exp, log, tanh, sqrt, rsqrt = map(unary, ("exp", "log", "tanh", "sqrt", "rsqrt"))
-absolute, sin, cos, detach = map(unary, ("abs", "sin", "cos", "detach"))
+absolute, sin, cos, erf, detach = map(unary, ("abs", "sin", "cos", "erf", "detach"))
 
 
 def maximum(x: Tensor, y: Tensor | Scalar) -> Tensor:

@@ -12,9 +12,10 @@ computed again, or both ways stand there as an ``either`` for the plan to choose
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
-from neocc.ir.builder import Block, Graph, Tensor, close_repeat, cos, log, select, sin
+from neocc.ir.builder import Block, Graph, Tensor, close_repeat, cos, exp, log, select, sin
 from neocc.ir.builder import gather as gather_rows
 from neocc.ir.builder import scatter_add as add_rows
 from neocc.ir.errors import IRError
@@ -459,6 +460,7 @@ RULES: dict[str, tuple[Rule, ...] | Callable[[Op], tuple[Rule, ...]]] = {
     "abs": (lambda op, g, x, y: select(x[0] < 0.0, -g, select(x[0].equals(0.0), 0.0, g)),),
     "sin": (lambda op, g, x, y: g * cos(x[0]),),
     "cos": (lambda op, g, x, y: -(g * sin(x[0])),),
+    "erf": (lambda op, g, x, y: g * (2.0 / math.sqrt(math.pi)) * exp(-(x[0] * x[0])),),
     "cast": (lambda op, g, x, y: g.cast(x[0].dtype),),
     "einsum": (
         lambda op, g, x, y: einsum_rule(op, g, x, 0),

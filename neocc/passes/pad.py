@@ -25,7 +25,7 @@ from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.types import DTYPES, Dim, TensorType
 
 Scalar = Any  # a NumPy scalar of the value's dtype
-INEXACT = frozenset({"exp", "log", "tanh", "sqrt", "rsqrt", "sin", "cos", "pow"})
+INEXACT = frozenset({"exp", "log", "tanh", "sqrt", "rsqrt", "sin", "cos", "erf", "pow"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +76,7 @@ CASES: dict[str, Case] = {
     "abs": (lambda x, y, z, n, p: b.absolute(x), np.abs(X)),
     "sin": (lambda x, y, z, n, p: b.sin(x), np.sin(X)),
     "cos": (lambda x, y, z, n, p: b.cos(x), np.cos(X)),
+    "erf": (lambda x, y, z, n, p: b.erf(x), np.vectorize(math.erf)(X)),
     "detach": (lambda x, y, z, n, p: b.detach(x), X),
     "lt": (lambda x, y, z, n, p: x < y, X < Y.T),
     "le": (lambda x, y, z, n, p: n <= 1, N <= 1),

@@ -100,6 +100,7 @@ RULES: dict[str, tuple[Any, ...]] = {
     "abs": (lambda x: b.absolute(x - 1.0), (A, B)),
     "sin": (b.sin, (A,)),
     "cos": (b.cos, (A,)),
+    "erf": (b.erf, (A,)),
     "einsum": (lambda x, y: b.einsum(x, y, ("c", "a")), (A, B), (B, C)),
     "einsum batched": (lambda x, y: b.einsum(x, y, ("c", "b")), (A, B, C), (C, A, B)),
     "einsum of a lone dim": (lambda x, y: b.einsum(x, y, ("c",)), (A, B), (B, C)),

@@ -20,6 +20,19 @@ LINEAR: dict[str, tuple[frozenset[int], ...]] = {
     "detach": (ALL({0}),),
 }
 
+
+def error_function(xp: Any, x: Any) -> Any:
+    """2 / sqrt(pi) times the integral of exp(-t * t) from 0 to x. NumPy has none."""
+    if xp.__name__ == "numpy":
+        from scipy.special import erf  # which JAX brings
+
+        wide = x.astype("float32") if x.dtype.itemsize == 2 else x
+        return erf(wide).astype(x.dtype, copy=False)
+    from jax.lax import erf
+
+    return erf(x)
+
+
 UNARY: dict[str, Any] = {
     "neg": lambda xp, x: -x,
     "exp": lambda xp, x: xp.exp(x),
@@ -30,6 +43,7 @@ UNARY: dict[str, Any] = {
     "abs": lambda xp, x: abs(x),
     "sin": lambda xp, x: xp.sin(x),
     "cos": lambda xp, x: xp.cos(x),
+    "erf": error_function,
     "not": lambda xp, x: xp.logical_not(x),
     "detach": lambda xp, x: x,
 }
@@ -49,7 +63,7 @@ BINARY: dict[str, Any] = {
 }
 TERNARY: dict[str, Any] = {"select": lambda xp, c, x, y: xp.where(c, x, y)}
 COMPARE = ("lt", "le", "eq")
-FLOAT_ONLY = ("exp", "log", "tanh", "sqrt", "rsqrt", "sin", "cos", "div", "pow")
+FLOAT_ONLY = ("exp", "log", "tanh", "sqrt", "rsqrt", "sin", "cos", "erf", "div", "pow")
 BOOL_ONLY = ("and", "or", "not")
 
 

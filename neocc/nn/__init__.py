@@ -1,0 +1,30 @@
+"""Composites that more than one model wants; each is a handful of IR ops."""
+
+from __future__ import annotations
+
+from neocc.nn.activations import ACTIVATIONS, activate, gelu
+from neocc.nn.attention import linear_attention, rotary, unfused_attention
+from neocc.nn.losses import cross_entropy, entmax, entmax_loss
+from neocc.nn.noise import Masking, dropout, mask_tokens
+from neocc.nn.norms import layer_norm, logsumexp, scale_norm, softmax
+from neocc.nn.weights import Weight
+
+__all__ = [
+    "ACTIVATIONS",
+    "Masking",
+    "Weight",
+    "activate",
+    "cross_entropy",
+    "dropout",
+    "entmax",
+    "entmax_loss",
+    "gelu",
+    "layer_norm",
+    "linear_attention",
+    "logsumexp",
+    "mask_tokens",
+    "rotary",
+    "scale_norm",
+    "softmax",
+    "unfused_attention",
+]
