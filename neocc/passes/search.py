@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from neocc.cost.hardware import Chip, HardwareError
 from neocc.cost.mappings import mappings, mesh_shapes
@@ -18,16 +18,18 @@ from neocc.cost.topology import Topology
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import AXIS_NAMES, Mesh
 from neocc.ir.program import Program
+from neocc.passes.layout.bound import Relaxation
 from neocc.passes.layout.objective import MICRO
-from neocc.passes.layout.prices import value
+from neocc.passes.layout.prices import improve, value
 from neocc.passes.layout.problem import Problem, build
 from neocc.passes.layout.rules import given_layout
-from neocc.passes.layout.solve import Solution, floor
-from neocc.passes.layout.within import TOLERANCE, solve_within
+from neocc.passes.layout.solve import MARGIN, Solution, solve
+from neocc.passes.layout.within import TOLERANCE, bound_within, seems_to_fit, solve_within
 from neocc.passes.plan import SEARCH, USABLE, Plan, Ready, costed, prepare
 
 MOST_PARTS = 64  # parts of a batch that are tried
 SLOWER = "no layout is faster than the best plan"
+NEAR = 0.02  # in a sweep of meshes: parts that may gain less than this are told by their bound
 FAR = 1.5  # a mesh whose bound is so many times the best step is told by its bound
 
 
@@ -120,35 +122,35 @@ def search(
     for number, mesh in enumerate(meshes):
         watch(number, 2 * len(meshes))
         problems = Problems(program, chip, mesh, layout)
-        bound = problems.bound(microbatches[0])
-        bounded.append((bound, number, mesh, problems))
+        bounded.append((problems.quick_bound(microbatches[0]), number, problems))
     bounded.sort(key=lambda b: b[:2])
     best: tuple[Plan, Problems] | None = None
-    far = FAR if every else 1.0
-    for done, (bound, _, mesh, problems) in enumerate(bounded):
+    likely: int | None = None
+    for done, (bound, _, problems) in enumerate(bounded):
         watch(len(meshes) + done, 2 * len(meshes))
-        mine: Plan | None = None
-        for count in microbatches:
-            if count != microbatches[0]:
-                bound = problems.bound(count)
-            why = ""
-            if mine is not None and mine.fits and no_better(bound, mine):
-                why = f"no layout is faster than with {mine.ready.microbatches}"
-            elif best is not None and best[0].fits and no_better(bound / far, best[0]):
-                why = f"no layout is within {FAR:g} times the best step" if every else SLOWER
-            if why:
-                tried.append(Tried(mesh, count, bound, None, why))
-                break
-            try:
-                found = problems.solve(count, available, seconds)
-            except NeoccError as error:
-                tried.append(Tried(mesh, count, bound, None, error.message))
-                continue
-            tried.append(replace(found, bound=max(bound, found.bound)))
-            assert found.plan is not None
-            mine = found.plan if mine is None else min(mine, found.plan, key=rank)
+        known = best[0] if best is not None and best[0].fits else None
+        far = FAR if every else 1.0
+        if known is not None and no_better(bound / far, known):
+            why = f"no layout is within {FAR:g} times the best step" if every else SLOWER
+            tried.append(Tried(problems.mesh, microbatches[0], bound, None, why))
+            continue
+        if likely is None:
+            likely = problems.likely(microbatches, available)
+        found = problems.search(
+            microbatches,
+            likely,
+            available,
+            seconds,
+            None if every else known,
+            NEAR if every else 0.0,
+        )
+        tried += found
+        problems.known.clear()
+        plans = [t.plan for t in found if t.plan is not None]
+        mine = min(plans, key=rank, default=None)
         if mine is not None and (best is None or rank(mine) < rank(best[0])):
             best = (mine, problems)
+            likely = mine.ready.microbatches
     watch(2 * len(meshes), 2 * len(meshes))
     if best is None:
         return Searched(None, tuple(tried))
@@ -169,12 +171,13 @@ def no_better(bound: float, plan: Plan) -> bool:
 
 @dataclass(frozen=True)
 class Problems:
-    """The layout problems of one mesh."""
+    """The layout problems of one mesh; ``known``: those of numbers of microbatches, relaxed."""
 
     program: Program
     chip: Chip
     mesh: Mesh
     layout: str
+    known: dict[int, Relaxation] = field(default_factory=dict)
 
     @property
     def mappings(self) -> tuple[Topology, ...]:
@@ -192,24 +195,103 @@ class Problems:
         cost = CostModel.floor(self.chip, self.mesh, self.mappings)
         return self.problem(self.ready(count, cost))
 
+    def relaxed(self, count: int) -> Relaxation:
+        """The relaxation of ``fastest_wires``, under no prices yet."""
+        if count not in self.known:
+            self.known[count] = Relaxation(self.fastest_wires(count))
+            self.known[count].settle()
+        return self.known[count]
+
+    def quick_bound(self, count: int) -> float:
+        """``bound``, if not as near."""
+        return value(self.relaxed(count), True) / MICRO
+
     def bound(self, count: int) -> float:
         """Seconds below which no plan is, on any mapping and in any memory."""
-        return value(floor(self.fastest_wires(count), (), math.inf), True) / MICRO
+        relaxation = self.relaxed(count)
+        improve(relaxation, (), None, MARGIN, math.inf)
+        return value(relaxation, True) / MICRO
 
-    def solve(self, count: int, available: float, seconds: float) -> Tried:
+    def likely(self, microbatches: Sequence[int], available: float) -> int:
+        """The least number for which memory seems not to be short; the first if it is for all that
+        may be within ``FAR`` of that."""
+        first = microbatches[0]
+        for count in microbatches:
+            if self.quick_bound(count) > FAR * self.quick_bound(first):
+                break
+            if seems_to_fit(self.relaxed(count), available):
+                return count
+        return first
+
+    def search(
+        self,
+        microbatches: Sequence[int],
+        likely: int,
+        available: float,
+        seconds: float,
+        rival: Plan | None,
+        near: float,
+    ) -> list[Tried]:
+        """What comes of the numbers of microbatches, from the ``likely`` one on: with more parts
+        while memory is short, then with fewer. Those that bounds rule out are not solved: more
+        parts only by what they cost in any memory, fewer also by what fits. ``rival``: a plan that
+        any other one is to beat. ``near``: nor are those solved that are no more than this share
+        below the bound of one that is."""
+        start = microbatches.index(likely)
+        tried: list[Tried] = []
+        mine, more = rival, True
+        for count in (*microbatches[start:], *reversed(microbatches[:start])):
+            if count > likely and not more:
+                continue
+            bound = self.quick_bound(count)
+            if mine is not None:
+                if count > likely and not no_better(bound, mine):
+                    bound = self.bound(count)
+                if no_better(bound, mine):
+                    more = False
+                else:
+                    bound = bound_within(self.relaxed(count), available, mine.solution.objective)
+                if no_better(bound, mine):
+                    parts = mine.ready.microbatches
+                    why = SLOWER if mine is rival else f"no layout is faster than with {parts}"
+                    tried.append(Tried(self.mesh, count, bound, None, why))
+                    continue
+                least = min((t.bound for t in tried if t.plan is not None), default=0.0)
+                if near and bound >= (1 - near) * least > 0:
+                    why = f"within {100 * near:g} % of the bound with {mine.ready.microbatches}"
+                    tried.append(Tried(self.mesh, count, bound, None, why))
+                    continue
+            try:
+                found, short = self.solve(count, available, seconds)
+            except NeoccError as error:
+                tried.append(Tried(self.mesh, count, bound, None, error.message))
+                continue
+            assert found.plan is not None
+            tried.append(replace(found, bound=max(bound, found.bound)))
+            more = more and (short or not found.plan.fits)
+            if found.plan.fits and (mine is None or rank(found.plan) < rank(mine)):
+                mine = found.plan
+        return tried
+
+    def solve(self, count: int, available: float, seconds: float) -> tuple[Tried, bool]:
         """The best layout for the fastest wires, on the mapping where it costs least: on no mapping
-        is any faster than it would be with such wires."""
-        ideal = self.fastest_wires(count)
-        solution, memory = solve_within(ideal, available, seconds)
+        is any faster than it would be with such wires. And whether memory was short."""
+        relaxation = self.relaxed(count)
+        ideal = relaxation.problem
+        fastest = solve(ideal, relaxation=relaxation)
+        solution, memory = solve_within(ideal, available, seconds, fastest)
         laid = min(self.mappings, key=lambda t: self.time_on(t, ideal, solution))
         ready = self.ready(count, ideal.cost)
+        # The problem's program is the one that the solution is of.
+        ready = replace(ready, program=ideal.program)
         ties = solution.objective - costed(ready, ideal, solution, memory, available).timeline.step
         ready = replace(ready, cost=CostModel.of(self.chip, self.mesh, laid))
         problem = replace(ideal, cost=ready.cost)
         plan = costed(ready, problem, solution, memory, available)
         slower = replace(solution, objective=plan.timeline.step + ties)
         plan = replace(plan, solution=slower)
-        return Tried(self.mesh, count, solution.bound if plan.fits else math.inf, plan)
+        bound = solution.bound if plan.fits else math.inf
+        return Tried(self.mesh, count, bound, plan), solution is not fastest
 
     def solve_on(self, plan: Plan, seconds: float) -> Plan:
         """The best plan on the mapping of one; its bound is of all mappings still."""

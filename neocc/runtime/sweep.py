@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neocc.cost.hardware import Chip
 from neocc.passes.plan import Plan
@@ -69,13 +70,16 @@ def sweep(
 
 
 def one_of_each(tried: Iterable[Tried]) -> list[Tried]:
-    """Of each mesh the fastest number of parts that fits, else what came of the first."""
+    """Of each mesh the fastest number of parts that fits, else what came of the first; with the
+    bound of all numbers of parts."""
     best: dict[object, Tried] = {}
+    bounds: dict[object, float] = {}
     for t in tried:
+        bounds[t.mesh] = min(t.bound, bounds.get(t.mesh, math.inf))
         other = best.get(t.mesh)
         if other is None or rank(t) < rank(other):
             best[t.mesh] = t
-    return list(best.values())
+    return [replace(t, bound=bounds[mesh]) for mesh, t in best.items()]
 
 
 def rank(t: Tried) -> tuple[int, float]:

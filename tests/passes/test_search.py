@@ -47,6 +47,29 @@ def test_no_combination_beats_what_is_found(searched: Searched) -> None:
     assert searched.bound <= least * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_bounds_drop_holds_nothing_better(count: int) -> None:
+    """Memory is short, so that numbers of parts are dropped by what they cost within it."""
+    target, parts = chip("v5e"), [1, 2]
+    meshes = meshes_of(target, 4)[:count]
+    program = simplify(gpt.train_step(replace(SMALL, layers=2, batch=64)))
+    whole = make_plan(program, meshes[0], target, "batch:x")
+    limit = 0.85 * whole.memory.peak
+    found = search(program, target, meshes, parts, "batch:x", limit, every=True)
+    assert {(t.mesh, t.microbatches) for t in found.tried if t.plan is None}
+    for t in found.tried:
+        plans = [
+            make_plan(program, t.mesh, target, "batch:x", None, limit, topology, t.microbatches)
+            for topology in mappings(target, t.mesh.sizes)
+        ]
+        steps = [p.solution.objective for p in plans if p.fits]
+        assert all(step >= t.bound * (1 - 1e-6) for step in steps)
+        if t.plan is None and t.reason.startswith("no layout"):
+            rivals = [o.plan for o in found.tried if o.mesh == t.mesh and o.plan is not None]
+            best = min(p.solution.objective for p in rivals if p.fits)
+            assert all(step >= best * (1 - 1e-6) for step in steps)
+
+
 def test_a_batch_is_split_where_memory_asks_for_it_and_only_there(searched: Searched) -> None:
     assert searched.best is not None and searched.best.ready.microbatches == 1
     target, mesh = chip("v5e"), Mesh.parse("4")

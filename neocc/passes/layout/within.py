@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from neocc.ir.errors import NeoccError
 from neocc.ir.program import Op
+from neocc.passes.layout.bound import Prices, Relaxation
 from neocc.passes.layout.branch import solve_apart
 from neocc.passes.layout.memory import Memory, limit, peak, points
 from neocc.passes.layout.objective import MICRO, Limit
@@ -21,6 +24,7 @@ from neocc.passes.layout.solve import Infeasible, Solution, floor, solve
 PATIENCE = 4.0  # where no plan within so many times the fastest one's step fits, none is sought
 TOLERANCE = 1e-6  # a gap, as a share of the step, that counts as none
 DEARER = (1.01, 1.5, 4.0, 16.0)  # times the best price that are tried until a solution fits
+LIKELY_PRICE = 0.15  # fastest steps that the whole memory costs where it is short
 LITTLE = 64.0  # fastest steps that the whole memory costs where nothing fits
 
 
@@ -46,12 +50,45 @@ class Rows:
         return list(self.limits.values())
 
 
-def solve_within(problem: Problem, available: float, seconds: float) -> tuple[Solution, Memory]:
+def bound_within(relaxation: Relaxation, available: float, enough: float) -> float:
+    """Seconds below which no assignment is that fits ``available`` bytes, found without solving;
+    one that passes ``enough`` need be no better. ``relaxation``: of the problem without limits,
+    settled."""
+    bound = value(relaxation, True) / MICRO
+    rows = Rows(relaxation.problem, available)
+    if bound >= enough or not rows.measure(likely(relaxation))[1]:
+        return bound
+    # A price of memory that is likely, before the best one.
+    priced = Relaxation(relaxation.problem, rows.all, Prices({}, [LIKELY_PRICE * bound * MICRO]))
+    priced.messages.settle()
+    bound = max(bound, value(priced, True) / MICRO)
+    if bound >= enough:
+        return bound
+    return max(bound, value(floor(relaxation.problem, rows.all, enough), True) / MICRO)
+
+
+def likely(relaxation: Relaxation) -> Solution:
+    """What adds nothing to the bound, each by itself: near the best assignment, if none itself."""
+    problem = relaxation.problem
+    options = relaxation.messages.cheapest()[: len(problem.choices)]
+    picked = dict(zip(problem.choices, options, strict=True))
+    nothing = np.zeros(0)
+    return Solution(problem.assignment(picked, {}), picked, 0.0, 0.0, 0.0, nothing, 0, 0)
+
+
+def seems_to_fit(relaxation: Relaxation, available: float) -> bool:
+    """Whether the fastest assignment may well fit."""
+    return peak(relaxation.problem, likely(relaxation))[0].peak <= available
+
+
+def solve_within(
+    problem: Problem, available: float, seconds: float, fastest: Solution | None = None
+) -> tuple[Solution, Memory]:
     """The fastest assignment whose every point holds at most ``available`` bytes; or, where it is
     proved that none within ``PATIENCE`` times the fastest step does, one that holds little.
-    The search with hard limits runs for at most ``seconds``."""
+    The search with hard limits runs for at most ``seconds``. ``fastest``: in any memory."""
     rows = Rows(problem, available)
-    fastest = solve(problem)
+    fastest = fastest or solve(problem)
     memory, _ = rows.measure(fastest)
     if memory.peak <= available:
         return fastest, memory
