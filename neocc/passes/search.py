@@ -250,7 +250,11 @@ class Problems:
                 if no_better(bound, mine):
                     more = False
                 else:
-                    bound = bound_within(self.relaxed(count), available, mine.solution.objective)
+                    least = min((t.bound for t in tried if t.plan is not None), default=0.0)
+                    enough = mine.solution.objective
+                    if near and least > 0 and not no_better(least, mine):
+                        enough = (1 - near) * least  # it is told by its bound anyway
+                    bound = max(bound, bound_within(self.relaxed(count), available, enough))
                 if no_better(bound, mine):
                     parts = mine.ready.microbatches
                     why = SLOWER if mine is rival else f"no layout is faster than with {parts}"
