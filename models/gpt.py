@@ -67,7 +67,7 @@ class Config:
     window: int = 256  # a local layer sees this many positions, its own one included
     mem_kv: int = 0  # learned keys and values that every query of a global layer sees as well
     positions: str = "learned"  # a table; rotary: q and k turned; axial: a row and a column table
-    axial: tuple[int, int] = (0, 0)  # rows and columns of axial positions: their product is seq
+    axial: tuple[int, int] = (0, 0)  # rows and columns of axial positions, seq of them
     # rezero: no norm, what is added to the residual stream has a gain that starts at 0. scale: a
     # norm with one gain in place of embd ones.
     norm: str = "layer"
@@ -284,10 +284,13 @@ def position_table(c: Config, w: Parameters) -> Tensor | None:
         return None
     if c.positions == "learned":
         return w["wpe"]
-    if c.axial[0] * c.axial[1] != c.seq:
-        rows, columns = c.axial
-        raise NeoccError(f"{c.name}: axial positions {rows} x {columns} are not its seq {c.seq}")
-    return ((w["wpe_1"] + w["wpe_2"]) * 0.5).merge("axial_1", "axial_2", "seq")
+    rows, columns = c.axial
+    if rows * columns < c.seq:
+        raise NeoccError(f"{c.name}: {rows} x {columns} axial positions for a seq of {c.seq}")
+    table = (w["wpe_1"] + w["wpe_2"]) * 0.5
+    if rows * columns == c.seq:
+        return table.merge("axial_1", "axial_2", "seq")
+    return table.merge("axial_1", "axial_2", "position").slice("position", 0, c.dims()[1])
 
 
 def model(c: Config, w: Parameters, tokens: Tensor, seed: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -19,7 +20,7 @@ from neocc.cli.explain import explain_command
 from neocc.cli.request import (
     DEFAULT_TARGET,
     bytes_of,
-    parts_asked,
+    config_parts,
     planned,
     request,
     told_errors,
@@ -138,7 +139,7 @@ def compile_command(
             asked.notes,
             asked.given,
             asked.source,
-            parts_asked(microbatches, auto=chips is not None),
+            asked.parts(microbatches),
         )
         console = Console(width=None if sys.stdout.isatty() else terminal.WIDTH)
         if dump := os.environ.get("NEOCC_DUMP"):
@@ -218,8 +219,10 @@ def train_command(
         learnt = read_text(text, tokens, getattr(ready.config, "vocab", None))
         devices = host_devices(grid.size)
         console = Console(width=None if sys.stdout.isatty() else terminal.WIDTH)
-        run = training.prepare(ready, grid, chip(target), learnt, layout, seed, devices)
-        for line in training.describe(run):
+        sized = replace(chosen, config=ready.config)
+        parts = config_parts(sized, grid, layout) or 1
+        run = training.prepare(ready, grid, chip(target), learnt, layout, seed, devices, parts)
+        for line in (*chosen.notes, *training.describe(run)):
             console.print(line, highlight=False)
         records = run.run.train(run.batches, steps)
         try:

@@ -59,7 +59,7 @@ def explain_command(
             asked = request(plan, preset, config, mesh, layout, batch, target, hardware)
         made = compile_model(
             asked.model, asked.mesh, asked.target, asked.layout, bytes_of(memory), False, False,
-            asked.notes, asked.given, asked.source,
+            asked.notes, asked.given, asked.source, asked.parts(None),
         ).plan  # fmt: skip
         ties = made.solution.objective - made.timeline.step
         bound = 0.0 if made.given else made.solution.bound - ties

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 import traceback
@@ -15,7 +16,7 @@ import typer
 
 from neocc.cost.calibration import chip_of_file
 from neocc.cost.hardware import Chip, HardwareError, chip
-from neocc.frontends import model_file
+from neocc.frontends import gptneo, model_file
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
 from neocc.passes.layout.solve import Infeasible
@@ -35,6 +36,14 @@ class Request:
     layout: str
     notes: tuple[str, ...]
     given: PlanFile | None = None
+    microbatches: int | None = None  # what the config comes to, if it asks for any
+
+    def parts(self, asked: str | None) -> int | None:
+        """Microbatches to plan: those of ``--microbatches``, of the config, the best ones for a
+        number of chips (None), or 1. Raises as ``parts_asked``."""
+        if asked is None and self.microbatches is not None:
+            return self.microbatches
+        return parts_asked(asked, auto=isinstance(self.mesh, int))
 
 
 def request(
@@ -70,12 +79,32 @@ def request(
     chosen = given or Mesh.parse(model.mesh or "")
     if layout is None and model.layout and given is None:
         notes.append(f"mesh and layout are the config's: {chosen}; {model.layout}")
-        return Request(model, source, chosen, device, model.layout, tuple(notes))
-    if model.mesh or model.layout:
+        layout = model.layout
+    elif model.mesh or model.layout:
         notes.append(
             f"the config asks for mesh {model.mesh or '?'}, layout {model.layout or '?'}: not used"
         )
-    return Request(model, source, chosen, device, layout or "", tuple(notes))
+    parts = config_parts(model, chosen, layout or "")
+    if parts is not None:
+        notes.append(
+            f"tokens_per_mb_per_replica {model.tokens}: {parts} microbatches, unless "
+            "--microbatches says otherwise"
+        )
+    layout = layout or ""
+    return Request(model, source, chosen, device, layout, tuple(notes), microbatches=parts)
+
+
+def config_parts(model: model_file.Model, mesh: Mesh, layout: str) -> int | None:
+    """Microbatches that the config's tokens_per_mb_per_replica comes to, None where it has none.
+    The replicas are as many as the layout cuts the batch into; where it does not say, so that the
+    plan is free to, as many as there are devices."""
+    if model.tokens is None or not (model.has("batch") and model.has("seq")):
+        return None
+    rules = [rule.partition(":") for rule in layout.split(",")]
+    axes = {axis.strip() for dim, _, axis in rules if dim.strip() == "batch"}
+    sizes = [size for name, size in mesh.axes if name in axes or not axes]
+    config = model.config
+    return gptneo.microbatches(config.batch, config.seq, model.tokens, math.prod(sizes))
 
 
 def target_chip(target: str | None, hardware: Path | None, default: str) -> Chip:

@@ -7,53 +7,45 @@ optimizers.py and model_fns.py, and Mesh TensorFlow's transformer/attention.py.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from neocc.ir.errors import NeoccError
+from neocc.nn import Masking, check_activation
 
-ATTENTION = ("global", "local", "none", "linear", "conv")
+ATTENTION = ("global", "local", "linear", "none")
+OPTIMIZERS = ("adam", "adafactor")
 
 # What this program reads.
 MODEL_KEYS = {
     "n_layer", "n_embd", "n_head", "n_vocab", "n_ctx", "attention_types",
     "local_attention_radius", "embed_dropout", "attn_dropout", "res_dropout", "z_loss",
     "scale_by_depth", "scale_by_in", "precision", "recompute_grad", "train_batch_size",
+    "activation_function", "activation_fn", "axial_pos_emb", "rotary_emb", "mlp_glu",
+    "scalenorm", "rezero", "macaron", "num_mem_kv", "share_parameters", "no_weight_tie",
+    "entmax_loss", "mlm_training", "mlm_mask_id", "mlm_cls_token_id", "mlm_mask_prob",
+    "mlm_same_token_prob", "mlm_random_token_prob", "mlm_mask_ignore_ids", "padding_id",
     "opt_name", "lr", "lr_decay", "lr_decay_end", "warmup_steps", "train_steps", "beta1", "beta2",
-    "epsilon", "weight_decay", "gradient_clipping", "mesh_shape", "layout",
-    "activation_function", "tokens_per_mb_per_replica",
+    "epsilon", "ada_epsilon1", "ada_epsilon2", "weight_decay", "gradient_clipping",
+    "mesh_shape", "layout", "tokens_per_mb_per_replica",
 }  # fmt: skip
 # What GPT-Neo's runs read beside the model: data, checkpoints, evaluation, TPU host loop.
 RUN_KEYS = {
     "datasets", "dataset_configs", "model", "model_path", "eval_batch_size",
-    "predict_batch_size", "eval_steps", "predict_steps", "iterations", "ada_epsilon1",
-    "ada_epsilon2", "padding_id", "eos_id", "causal", "mode", "num_microbatches",
-    "steps_per_checkpoint", "stop_at_token", "remove_partial_sequences", "sampling_use_entmax",
-    "temperature", "top_k", "eval_tasks", "use_tpu", "num_cores", "no_dataset", "eot_token",
-    "mlm_mask_id", "mlm_cls_token_id", "mlm_mask_prob", "mlm_same_token_prob",
-    "mlm_random_token_prob", "mlm_mask_ignore_ids", "moe_params", "auto_layout",
-    "auto_layout_and_mesh_shape", "share_parameters_dim",
+    "predict_batch_size", "eval_steps", "predict_steps", "iterations", "eos_id", "causal", "mode",
+    "num_microbatches", "steps_per_checkpoint", "stop_at_token", "remove_partial_sequences",
+    "sampling_use_entmax", "temperature", "top_k", "eval_tasks", "use_tpu", "num_cores",
+    "no_dataset", "eot_token", "seed", "moe_params", "auto_layout", "auto_layout_and_mesh_shape",
+    "share_parameters_dim",
 }  # fmt: skip
 # What would make another model: an error where set, nothing where it says what is so anyway.
 UNSUPPORTED = {
-    "activation_fn": "another activation than gelu",
-    "axial_pos_emb": "axial positions",
-    "rotary_emb": "rotary positions",
-    "mlp_glu": "a gated mlp",
     "moe_layers": "mixture of experts",
-    "num_mem_kv": "learned memory keys and values",
-    "macaron": "macaron blocks",
-    "rezero": "ReZero",
-    "scalenorm": "ScaleNorm",
-    "share_parameters": "parameters shared by all layers",
-    "no_weight_tie": "an output matrix of its own",
-    "mlm_training": "masked language modelling",
-    "entmax_sampling": "entmax",
-    "use_entmax": "entmax",
     "lightweight_conv_attention": "convolution in place of attention",
 }
-HARMLESS = (None, False, 0, [], "gelu", "gelu_new")
+HARMLESS = (None, False, 0, [])
 KNOWN = MODEL_KEYS | RUN_KEYS | set(UNSUPPORTED)
 REQUIRED = ("n_layer", "n_embd", "n_head", "n_vocab")
 
@@ -61,11 +53,13 @@ REQUIRED = ("n_layer", "n_embd", "n_head", "n_vocab")
 @dataclass(frozen=True)
 class GPTNeo:
     """What a config says. ``settings``: the fields of models/gpt.py's Config but its name;
-    ``mesh`` and ``layout`` in Mesh TensorFlow's syntax, as written; ``notes`` for the report."""
+    ``mesh`` and ``layout`` in Mesh TensorFlow's syntax, as written; ``tokens``: of a microbatch on
+    each replica of the model; ``notes`` for the report."""
 
     settings: dict[str, Any]
     mesh: str | None
     layout: str | None
+    tokens: int | None
     notes: tuple[str, ...]
 
 
@@ -102,14 +96,19 @@ def read(data: Mapping[str, Any]) -> GPTNeo:
     decay = data.get("lr_decay") or "constant"
     if decay not in ("cosine", "linear", "constant"):
         raise NeoccError(f"lr_decay {decay!r}; one of cosine, linear, or absent for constant")
-    optimizer = str(data.get("opt_name", "adam")).lower()
-    if optimizer != "adam":
-        raise NeoccError(f"opt_name {optimizer!r} is not supported yet; adam is")
+    optimizer = str(data.get("opt_name") or "adam").lower()
+    if optimizer not in OPTIMIZERS:
+        raise NeoccError(f"opt_name {optimizer!r}; one of {', '.join(OPTIMIZERS)}")
+    if optimizer == "adafactor":
+        notes.append(
+            "Adafactor follows lr_decay and warmup_steps, and weight_decay decays weights; GPT-Neo "
+            "gave it a constant lr, and weight_decay as the decay rate of its second moments"
+        )
     precision = data.get("precision", "float32")
     if precision not in ("float32", "bfloat16"):
         raise NeoccError(f"precision {precision!r}; one of float32, bfloat16")
     weight_decay = number(data, "weight_decay", float, 0.0)
-    if weight_decay:
+    if weight_decay and optimizer == "adam":
         notes.append("weight decay spares norms and biases; GPT-Neo's name filter decayed ln_f's")
     clip = data.get("gradient_clipping")
     settings = {
@@ -136,21 +135,119 @@ def read(data: Mapping[str, Any]) -> GPTNeo:
         "lr_decay": decay,
         "warmup": number(data, "warmup_steps", int, 0),
         "steps": number(data, "lr_decay_end", int, steps, minimum=1),
-        "beta1": number(data, "beta1", float, 0.9),
+        "optimizer": optimizer,
+        "beta1": number(data, "beta1", float, 0.9 if optimizer == "adam" else 0.0),
         "beta2": number(data, "beta2", float, 0.999),
         "epsilon": number(data, "epsilon", float, 1e-6),
+        "ada_epsilon1": number(data, "ada_epsilon1", float, 1e-30),
+        "ada_epsilon2": number(data, "ada_epsilon2", float, 1e-3),
         "bias_correction": False,
         "weight_decay": weight_decay,
         "clip": None if clip is None else number(data, "gradient_clipping", float),
     }
-    activation = data.get("activation_function")
-    if activation is not None:
-        if activation not in ("gelu", "gelu_new"):
-            raise NeoccError(f"activation_function {activation!r} is not supported yet; gelu is")
-        notes.append("activation_function is honoured here; GPT-Neo read activation_fn instead")
+    settings |= architecture(data, notes) | objective(data, notes)
+    tokens = None
     if data.get("tokens_per_mb_per_replica"):
-        notes.append("tokens_per_mb_per_replica is not honoured: the batch runs as a whole")
-    return GPTNeo(settings, text(data, "mesh_shape"), text(data, "layout"), tuple(notes))
+        tokens = number(data, "tokens_per_mb_per_replica", int, minimum=1)
+    mesh, layout = text(data, "mesh_shape"), text(data, "layout")
+    return GPTNeo(settings, mesh, layout, tokens, tuple(notes))
+
+
+def architecture(data: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Settings of the model's blocks; what GPT-Neo did otherwise is added to ``notes``."""
+    activation = data.get("activation_fn") or data.get("activation_function") or "gelu"
+    if not isinstance(activation, str):
+        raise NeoccError(f"activation_fn is {activation!r}; it must be a name like 'gelu'")
+    check_activation(activation)
+    if data.get("activation_function") is not None:
+        notes.append(
+            "activation_function is honoured here; GPT-Neo read activation_fn instead"
+            if data.get("activation_fn") is None
+            else "activation_fn counts, as in GPT-Neo, and activation_function does not"
+        )
+    rotary, axial = flag(data, "rotary_emb"), axial_sides(data)
+    if rotary and axial:
+        notes.append("rotary_emb goes before axial_pos_emb, as in GPT-Neo")
+    if data.get("rotary_emb") is not None and not rotary:
+        notes.append("rotary_emb false is off; in GPT-Neo any value switched it on")
+    rezero, scalenorm = flag(data, "rezero"), flag(data, "scalenorm")
+    if rezero and scalenorm:
+        notes.append("rezero goes before scalenorm, as in GPT-Neo")
+    glu, memory = flag(data, "mlp_glu"), number(data, "num_mem_kv", int, 0)
+    if glu:
+        notes.append("GPT-Neo's mlp_glu did not run: it lacked an argument of its own linear layer")
+    if memory:
+        notes.append("GPT-Neo's num_mem_kv did not run: its mask had no room for them. As meant, "
+                     "every query of a global layer sees them")  # fmt: skip
+    return {
+        "activation": activation,
+        "positions": "rotary" if rotary else "axial" if axial else "learned",
+        "axial": axial or (0, 0),
+        "norm": "rezero" if rezero else "scale" if scalenorm else "layer",
+        "glu": glu,
+        "macaron": flag(data, "macaron"),
+        "mem_kv": memory,
+        "share": flag(data, "share_parameters"),
+        "tied": not flag(data, "no_weight_tie"),
+    }
+
+
+def objective(data: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Settings of the loss; what GPT-Neo did otherwise is added to ``notes``."""
+    entmax = flag(data, "entmax_loss")
+    if entmax:
+        notes.append(
+            "entmax_loss is the loss of that name, whose gradient is p - onehot; GPT-Neo's -log p "
+            "was not a number as soon as one p was 0"
+        )
+    if not flag(data, "mlm_training"):
+        return {"entmax": entmax, "masking": None}
+    vocab = number(data, "n_vocab", int, minimum=1)
+
+    def token(key: str) -> int:
+        value = number(data, key, int, minimum=0)
+        if value >= vocab:
+            raise NeoccError(f"{key} is {value}; n_vocab is {vocab}")
+        return value
+
+    if data.get("mlm_mask_id") is None:
+        raise NeoccError("mlm_training needs 'mlm_mask_id', the token that hides others")
+    ignore = data.get("mlm_mask_ignore_ids") or []
+    if not isinstance(ignore, list) or not all(type(i) is int for i in ignore):
+        raise NeoccError(f"mlm_mask_ignore_ids is {ignore!r}; it must be a list of integers")
+    same = number(data, "mlm_same_token_prob", float, 0.1)
+    drawn = number(data, "mlm_random_token_prob", float, 0.0)
+    rate = number(data, "mlm_mask_prob", float, 0.15)
+    if rate > 1 or same + drawn > 1:
+        raise NeoccError(
+            f"mlm_mask_prob {rate}, mlm_same_token_prob {same} and mlm_random_token_prob {drawn}: "
+            "the first is at most 1, and so are the other two together"
+        )
+    notes.append(
+        "masked tokens are the ones that count in the loss, only they are replaced at random, and "
+        "every layer looks both ways; GPT-Neo counted the others, and its global layers did not run"
+    )
+    masking = Masking(
+        mask=token("mlm_mask_id"),
+        rate=rate,
+        same=same,
+        random=drawn,
+        cls=None if data.get("mlm_cls_token_id") is None else token("mlm_cls_token_id"),
+        ignore=tuple(ignore),
+        padding=token("padding_id") if data.get("padding_id") is not None else 0,
+    )
+    return {"entmax": entmax, "masking": masking}
+
+
+def microbatches(batch: int, seq: int, tokens: int, replicas: int) -> int:
+    """Parts of a batch such that each holds at most ``tokens`` on each of the replicas that the
+    batch is cut into, or one sequence: Mesh TensorFlow's serialize_num_microbatches. Where the
+    batch does not divide by the replicas, by as many of them as it does."""
+    each = batch // math.gcd(batch, replicas)
+    size = min(each, max(1, tokens // seq))
+    while each % size:
+        size -= 1
+    return each // size
 
 
 def attention(types: Any, layers: int) -> tuple[tuple[tuple[str, ...], int], ...]:
@@ -172,8 +269,6 @@ def attention(types: Any, layers: int) -> tuple[tuple[tuple[str, ...], int], ...
         for name in names:
             if name not in ATTENTION:
                 raise NeoccError(f"attention type {name!r}; one of {', '.join(ATTENTION)}")
-            if name not in ("global", "local", "none"):
-                raise NeoccError(f"attention type {name!r} is not supported yet")
         n = len(names)
         short = next(p for p in range(1, n + 1) if n % p == 0 and names == names[:p] * (n // p))
         pattern, times = tuple(names[:short]), times * (n // short)
@@ -184,6 +279,29 @@ def attention(types: Any, layers: int) -> tuple[tuple[tuple[str, ...], int], ...
     if total != layers:
         raise NeoccError(f"attention_types describes {total} layers; n_layer is {layers}")
     return tuple(found)
+
+
+def axial_sides(data: Mapping[str, Any]) -> tuple[int, int] | None:
+    match data.get("axial_pos_emb"):
+        case None | False:
+            return None
+        case [int(rows), int(columns)] if rows > 0 and columns > 0:
+            seq = number(data, "n_ctx", int, 2048, minimum=1)
+            if rows * columns < seq:
+                have = rows * columns
+                raise NeoccError(f"axial_pos_emb {rows} x {columns} is {have}; n_ctx is {seq}")
+            return rows, columns
+        case value:
+            raise NeoccError(
+                f"axial_pos_emb is {value!r}; it must be two integers, whose product is n_ctx"
+            )
+
+
+def flag(data: Mapping[str, Any], key: str) -> bool:
+    value = data.get(key)
+    if value not in (None, False, True):
+        raise NeoccError(f"{key} is {value!r}; it must be true or false")
+    return bool(value)
 
 
 def number(

@@ -39,8 +39,8 @@ GPTNEO_DIMS = {
 class Model:
     """A configured model of a user's file.
 
-    ``mesh`` and ``layout``: what its config file asks for, in this project's dim names; ``notes``
-    for the report.
+    ``mesh`` and ``layout``: what its config file asks for, in this project's dim names; ``tokens``
+    of a microbatch on each replica, if it says that; ``notes`` for the report.
     """
 
     path: Path
@@ -50,6 +50,7 @@ class Model:
     mesh: str | None = None
     layout: str | None = None
     notes: tuple[str, ...] = ()
+    tokens: int | None = None
 
     def train_step(self) -> Program:
         """The program of one training step.
@@ -173,7 +174,7 @@ def from_gptneo(path: Path, module: ModuleType, config: Path) -> Model:
         mesh = ",".join(p.strip() for p in mesh.replace(";", ",").split(",") if p.strip())
     if layout:
         layout = our_dims(layout)
-    return Model(path, module, config.stem, made, mesh, layout, tuple(notes))
+    return Model(path, module, config.stem, made, mesh, layout, tuple(notes), said.tokens)
 
 
 def our_dims(layout: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neocc.nn.activations import ACTIVATIONS, activate, gelu
+from neocc.nn.activations import ACTIVATIONS, activate, check_activation, gelu
 from neocc.nn.attention import linear_attention, rotary, unfused_attention
 from neocc.nn.losses import cross_entropy, entmax, entmax_loss
 from neocc.nn.noise import Masking, dropout, mask_tokens
@@ -14,6 +14,7 @@ __all__ = [
     "Masking",
     "Weight",
     "activate",
+    "check_activation",
     "cross_entropy",
     "dropout",
     "entmax",

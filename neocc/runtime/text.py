@@ -54,9 +54,11 @@ def prepare(
     layout: str = "",
     seed: int = 0,
     devices: Sequence[Any] | None = None,
+    microbatches: int = 1,
 ) -> TextRun:
     """Plans the model's step for a mesh of ``target`` chips, compiles it for ``devices`` and
-    makes the initial state. ``seed``: of that state and of the batches.
+    makes the initial state. ``seed``: of that state and of the batches. ``microbatches``: parts
+    that the batch is run in.
 
     Raises:
         NeoccError: the model does not train on text, its vocab is smaller than the text's, the
@@ -73,26 +75,26 @@ def prepare(
             f"--vocab {text.vocab}"
         )
     batches = Batches(text.tokens, batch, seq, seed)
-    plan = make_plan(program, mesh, target, layout)
+    plan = make_plan(program, mesh, target, layout, microbatches=microbatches)
     return TextRun(plan, Run(plan, model.init(), seed, devices), batches)
 
 
 def text_dims(program: Program) -> tuple[int, int]:
-    """Sizes of the two dims of the program's tokens and labels.
+    """Sizes of the two dims of the program's tokens, and of its labels if it has any.
 
     Raises:
         NeoccError: it takes other data.
     """
     data = {i.name: v.type for i, v in program.named_inputs if i.role == "data"}
     types = set(data.values())
-    if data.keys() == {"tokens", "labels"} and len(types) == 1:
+    if data.keys() in ({"tokens", "labels"}, {"tokens"}) and len(types) == 1:
         (type,) = types
         if len(type.dims) == 2 and type.dtype == "i32":
             return type.shape[0], type.shape[1]
     taken = ", ".join(f"{n}: {t}" for n, t in data.items()) or "none"
     raise NeoccError(
-        f"program {program.name!r} does not train on text, which is tokens and labels of "
-        f"i32[batch, seq]; the data that it takes: {taken}"
+        f"program {program.name!r} does not train on text, which is tokens, and labels or "
+        f"none, of i32[batch, seq]; the data that it takes: {taken}"
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from models import gpt
 from neocc.frontends import gptneo
 from neocc.ir.errors import NeoccError
+from neocc.nn import Masking
 
 CONFIGS = Path(__file__).resolve().parents[3] / "shared/data/gptneo_configs"
 COUNTS = {
@@ -109,23 +110,34 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "far key": ({"zzz": 1}, "unknown config key 'zzz'; the nearest"),
     "too few layers": ({"attention_types": [[["global"], 5]]}, "describes 5 layers; n_layer is 19"),
     "unknown type": ({"attention_types": [[["globe"], 19]]}, "'globe'; one of global, local"),
-    "linear": ({"attention_types": [[["linear"], 19]]}, "'linear' is not supported yet"),
     "flat types": ({"attention_types": ["global"] * 19}, "it is a list like"),
     "types as text": ({"attention_types": "global"}, "it is a list like"),
     "no times": ({"attention_types": [[["global"], 0]]}, "it is a list like"),
     "moe": ({"moe_layers": [2, 4]}, "moe_layers = .* mixture of experts"),
-    "rotary": ({"rotary_emb": True}, "rotary positions"),
-    "axial": ({"axial_pos_emb": [4, 4]}, "axial positions"),
-    "glu": ({"mlp_glu": True}, "gated mlp"),
-    "rezero": ({"rezero": True}, "ReZero"),
-    "scalenorm": ({"scalenorm": True}, "ScaleNorm"),
-    "memory kv": ({"num_mem_kv": 16}, "memory keys"),
-    "macaron": ({"macaron": True}, "macaron"),
-    "untied": ({"no_weight_tie": True}, "output matrix"),
-    "mlm": ({"mlm_training": True}, "masked"),
-    "adafactor": ({"opt_name": "adafactor"}, "'adafactor' is not supported"),
-    "activation": ({"activation_function": "selu"}, "'selu' is not supported"),
-    "activation_fn": ({"activation_fn": "selu"}, "another activation"),
+    "rotary": ({"rotary_emb": "yes"}, "rotary_emb is 'yes'; it must be true or false"),
+    "axial": ({"axial_pos_emb": True}, "axial_pos_emb is True; it must be two integers"),
+    "few axial": ({"axial_pos_emb": [4, 4]}, "axial_pos_emb 4 x 4 is 16; n_ctx is 2048"),
+    "memory kv": ({"num_mem_kv": -1}, "num_mem_kv is -1"),
+    "unmasked mlm": ({"mlm_training": True}, "mlm_training needs 'mlm_mask_id'"),
+    "mask": ({"mlm_training": True, "mlm_mask_id": 50304}, "mlm_mask_id is 50304; n_vocab is"),
+    "shares": (
+        {
+            "mlm_training": True,
+            "mlm_mask_id": 1,
+            "mlm_same_token_prob": 0.6,
+            "mlm_random_token_prob": 0.5,
+        },
+        "so are the other two together",
+    ),
+    "ignore": (
+        {"mlm_training": True, "mlm_mask_id": 1, "mlm_mask_ignore_ids": 3},
+        "a list of integers",
+    ),
+    "optimizer": ({"opt_name": "lion"}, "opt_name 'lion'; one of adam, adafactor"),
+    "activation": ({"activation_function": "sellu"}, "'sellu'; the nearest known one is 'selu'"),
+    "activation_fn": ({"activation_fn": "prelu"}, "'prelu' has a slope or parameters"),
+    "no name": ({"activation_fn": 3}, "activation_fn is 3; it must be a name"),
+    "microbatch": ({"tokens_per_mb_per_replica": "2k"}, "tokens_per_mb_per_replica is '2k'"),
     "decay": ({"lr_decay": "cubic"}, "lr_decay 'cubic'"),
     "precision": ({"precision": "fp8"}, "precision 'fp8'"),
     "heads": ({"n_head": 7}, "768 does not divide by n_head 7"),
@@ -148,6 +160,81 @@ def test_bad_configs_are_refused_by_name(what: str) -> None:
 def test_what_is_no_object_is_refused() -> None:
     with pytest.raises(NeoccError, match="JSON object, not a list"):
         gptneo.read([PAR])  # type: ignore[arg-type]
+
+
+MASK = {"mlm_training": True, "mlm_mask_id": 7}
+KEYS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "linear": ({"attention_types": [[["global", "linear"], 9], [["none"], 1]]}, {}, ""),
+    "axial": (
+        {"axial_pos_emb": [32, 64]}, {"positions": "axial", "axial": (32, 64)}, ""
+    ),
+    "rotary": ({"rotary_emb": True}, {"positions": "rotary"}, ""),
+    "no rotary": ({"rotary_emb": False}, {"positions": "learned"}, "any value switched it on"),
+    "both": (
+        {"rotary_emb": True, "axial_pos_emb": [32, 64]}, {"positions": "rotary"}, "before axial"
+    ),
+    "glu": ({"mlp_glu": True}, {"glu": True}, "mlp_glu did not run"),
+    "scalenorm": ({"scalenorm": True}, {"norm": "scale"}, ""),
+    "rezero": ({"rezero": True, "scalenorm": True}, {"norm": "rezero"}, "goes before scalenorm"),
+    "macaron": ({"macaron": True}, {"macaron": True}, ""),
+    "memory": ({"num_mem_kv": 16}, {"mem_kv": 16}, "num_mem_kv did not run"),
+    "shared": ({"share_parameters": True}, {"share": True}, ""),
+    "untied": ({"no_weight_tie": True}, {"tied": False}, ""),
+    "activation": (
+        {"activation_function": "selu"}, {"activation": "selu"}, "read activation_fn instead"
+    ),
+    "activation_fn": (
+        {"activation_fn": "silu"}, {"activation": "silu"}, "and activation_function does not"
+    ),
+    "entmax": ({"entmax_loss": True}, {"entmax": True}, "was not a number"),
+    "mlm": (MASK, {"masking": Masking(7)}, "every layer looks both ways"),
+    "mlm keys": (
+        MASK | {"mlm_cls_token_id": 5, "mlm_mask_prob": 0.3, "mlm_same_token_prob": 0.2,
+                "mlm_random_token_prob": 0.1, "mlm_mask_ignore_ids": [3, 4], "padding_id": 2},
+        {"masking": Masking(7, 0.3, 0.2, 0.1, 5, (3, 4), 2)},
+        "",
+    ),
+    "mlm off": ({"mlm_training": False, "mlm_mask_id": 7}, {"masking": None}, ""),
+    "adafactor": (
+        {"opt_name": "Adafactor", "ada_epsilon1": 1e-20, "ada_epsilon2": 1e-2},
+        {"optimizer": "adafactor", "beta1": 0.0, "ada_epsilon1": 1e-20, "ada_epsilon2": 1e-2},
+        "constant lr",
+    ),
+    "momentum": ({"opt_name": "adafactor", "beta1": 0.9}, {"beta1": 0.9}, ""),
+    "adam": ({}, {"optimizer": "adam", "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-6}, ""),
+    "precision": ({"precision": "bfloat16"}, {"dtype": "bf16", "param_dtype": "f32"}, ""),
+    "recompute": ({"recompute_grad": True}, {"recompute": True}, ""),
+    "schedule": (
+        {"lr_decay": "linear", "warmup_steps": 5}, {"lr_decay": "linear", "warmup": 5}, ""
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", KEYS)
+def test_a_key_sets_the_model_and_says_what_gpt_neo_did_otherwise(what: str) -> None:
+    change, expected, note = KEYS[what]
+    read = gptneo.read(PAR | change)
+    c = gpt.config_from_gptneo(PAR | change)
+    assert {n: getattr(c, n) for n in expected} == expected
+    assert note == "" or any(note in n for n in read.notes)
+    gpt.weights(c)
+
+
+@pytest.mark.parametrize(
+    ("batch", "seq", "tokens", "replicas", "parts"),
+    [
+        (512, 2048, 2048, 64, 8),  # one sequence at a time
+        (512, 2048, 4096, 64, 4),
+        (512, 2048, 100, 64, 8),  # a sequence is the least
+        (512, 2048, 10**9, 64, 1),
+        (12, 10, 50, 1, 3),  # 5 do not divide 12, 4 do
+        (10, 10, 10, 4, 5),  # the batch does not divide by 4, but by 2
+    ],
+)
+def test_microbatches_hold_no_more_tokens_than_asked(
+    batch: int, seq: int, tokens: int, replicas: int, parts: int
+) -> None:
+    assert gptneo.microbatches(batch, seq, tokens, replicas) == parts
 
 
 def test_keys_that_ask_for_nothing_special_pass() -> None:

@@ -117,7 +117,7 @@ def logits(c: Config, w: dict[str, Any], tokens: Any) -> Any:
         x = x + w["wpe"]
     if c.positions == "axial":
         table = (w["wpe_1"][:, None] + w["wpe_2"][None]) / 2
-        x = x + table.reshape(-1, c.embd)
+        x = x + table.reshape(-1, c.embd)[: c.seq]
     for kind, own in unstack(c, w):
         x = block(c, kind, x, own)
     if not c.tied:

@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "linear": {"attention": ((("global", "linear"), 1),)},
     "rotary": {"positions": "rotary"},
     "axial": {"positions": "axial", "axial": (2, 4)},
+    "more axial": {"positions": "axial", "axial": (3, 4)},
     "glu": {"glu": True},
     "scalenorm": {"norm": "scale"},
     "rezero": {"norm": "rezero", **MIXED},
@@ -166,7 +167,7 @@ def test_layers_that_share_have_one_set_of_parameters_and_one_gradient() -> None
 
 
 def test_axial_positions_and_rotary_pairs_must_fit() -> None:
-    with pytest.raises(NeoccError, match="tiny: axial positions 2 x 3 are not its seq 8"):
+    with pytest.raises(NeoccError, match="tiny: 2 x 3 axial positions for a seq of 8"):
         gpt.forward(replace(TINY, positions="axial", axial=(2, 3)))
     with pytest.raises(NeoccError, match="even head_dim, not 5"):
         gpt.forward(replace(TINY, positions="rotary", embd=20))
