@@ -44,7 +44,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "tokens_per_mb_per_replica": 32, "gradient_clipping": 1.0, "weight_decay": 0.1,
     },
 }  # fmt: skip
-QUICK = ("many", "linear", "adafactor")
+QUICK = ("many",)
 SOME = [pytest.param(k, marks=[] if k in QUICK else pytest.mark.slow) for k in KEYS]
 
 

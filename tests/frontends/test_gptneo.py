@@ -240,3 +240,9 @@ def test_microbatches_hold_no_more_tokens_than_asked(
 def test_keys_that_ask_for_nothing_special_pass() -> None:
     plain = {"moe_layers": None, "rezero": False, "mlp_glu": False, "rotary_emb": False}
     assert gptneo.read(PAR | plain).settings == gptneo.read(PAR).settings
+
+
+def test_the_page_of_keys_has_every_key_that_is_read() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "gptneo.md").read_text("utf-8")
+    missing = {k for k in gptneo.MODEL_KEYS if f"`{k}`" not in page}
+    assert not missing
