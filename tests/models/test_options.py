@@ -11,12 +11,16 @@ import pytest
 
 from models import gpt
 from models.gpt import PRESETS, Config
+from neocc.cost.hardware import chip
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
 from neocc.ir.verify import verify
 from neocc.nn import Masking
 from neocc.passes.autodiff import differentiate
+from neocc.passes.microbatch import split_batch
+from neocc.passes.pad import pad_inputs, unpad_outputs
 from neocc.passes.partition import apply, simulate, verify_partitioned
+from neocc.passes.plan import make_plan
 from neocc.passes.simplify import simplify
 from tests.models import plain_gpt
 from tests.numpy_executor import run_numpy
@@ -146,6 +150,22 @@ def test_partitioned_equals_unpartitioned(x64: None, option: str) -> None:
             np.testing.assert_allclose(got[n], x, rtol=1e-7, atol=1e-9, err_msg=f"{n} {seed}")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_planned_step_is_the_same_where_dims_are_padded(x64: None, option: str) -> None:
+    """3 heads and a vocab of 27 over 4 devices."""
+    c = replace(config(option), lr=0.01, warmup=0, vocab=27, heads=3, embd=18)
+    program = simplify(gpt.train_step(c))
+    values = start(c) | batch(c)
+    values = {i.name: values[i.name] for i in program.inputs}
+    plan = make_plan(program, MESH, chip("v5e"), "batch:x,heads:y,vocab:y,mlp:y")
+    assert {p.dim for p in plan.paddings} == {"heads", "vocab"}
+    got = simulate(plan.partitioned, pad_inputs(plan.program, values, 7))
+    got = unpad_outputs(program, got)
+    for n, x in run_numpy(program, values).items():
+        np.testing.assert_allclose(got[n], x, rtol=1e-7, atol=1e-9, err_msg=n)
+
+
 @pytest.mark.parametrize("option", SOME)
 def test_training_lowers_the_loss(option: str) -> None:
     c = replace(TINY, **{**OPTIONS[option], "lr": 1e-2, "warmup": 5, "steps": 60, "window": 3})
@@ -176,8 +196,6 @@ def test_axial_positions_and_rotary_pairs_must_fit() -> None:
 
 
 def test_masks_are_the_same_in_parts_of_the_batch_and_on_every_step_others(x64: None) -> None:
-    from neocc.passes.microbatch import split_batch
-
     c = replace(config("masked"), res_dropout=0.2, embed_dropout=0.1)
     program = simplify(gpt.train_step(c))
     values, data = start(c), batch(c)["tokens"]
