@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import partial
 
-from neocc.frontends import gptneo
+from neocc.frontends import gptneo, huggingface
 from neocc.ir.builder import (
     Graph,
     Tensor,
@@ -79,6 +79,7 @@ class Config:
     share: bool = False  # all layers have the same parameters
     tied: bool = True  # logits from ln_f and the embedding; else from a head of its own, unnormed
     scale_scores: bool = True  # by 1 / sqrt(head_dim); GPT-Neo does not
+    qkv_bias: bool = False  # queries, keys and values have biases; GPT-2's do
     double_at_none: bool = False  # GPT-Neo adds x to itself in a layer without attention
     embed_dropout: float = 0.0
     attn_dropout: float = 0.0
@@ -156,12 +157,14 @@ def weights(c: Config) -> dict[str, Weight]:
     norm = {"g": Weight((embd,), fill=1.0), "b": Weight((embd,))}
     own = {"layer": norm, "scale": {"g": Weight((), fill=1.0)}, "rezero": {}}[c.norm]
     gain = {"g": Weight(())} if c.norm == "rezero" else {}
+    biases = {f"{n}_b": Weight((heads, head_dim)) for n in "qkv" if c.qkv_bias}
     attn = {
         "q": Weight((embd, heads, head_dim), q),
         "k": Weight((embd, heads, head_dim), kv),
         "v": Weight((embd, heads, head_dim), kv),
         "o": Weight((heads, head_dim, embd), o, rows=2),
         "b": Weight((embd,)),
+        **biases,
     }
     mem = Weight((Dim("mem", c.mem_kv), heads, head_dim), head_dim.size**-0.5)
     feed = {
@@ -217,12 +220,16 @@ def attention(c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | Non
     memory = Dim("memory", c.seq)
     w = {name: t.cast(c.dtype) for name, t in w.items()}
 
+    def project(name: str) -> Tensor:
+        y = einsum(x, w[name], "batch seq heads head_dim")
+        return y + w[f"{name}_b"] if c.qkv_bias else y
+
     def placed(t: Tensor) -> Tensor:
         return rotary(t, seq, head_dim, c.param_dtype) if c.positions == "rotary" else t
 
-    q = placed(einsum(x, w["q"], "batch seq heads head_dim"))
-    k = placed(einsum(x, w["k"], "batch seq heads head_dim")).rename(seq="memory")
-    v = einsum(x, w["v"], "batch seq heads head_dim").rename(seq="memory")
+    q = placed(project("q"))
+    k = placed(project("k")).rename(seq="memory")
+    v = project("v").rename(seq="memory")
     scale = head_dim.size**-0.5 if c.scale_scores else 1.0
     window = c.window if kind == "local" else None
     causal, dropped = c.masking is None, seed is not None and c.attn_dropout > 0
@@ -426,6 +433,11 @@ def init(c: Config) -> Program:
 def config_from_gptneo(data: dict, name: str = "gpt-neo") -> Config:
     """A GPT-Neo model config (parsed JSON) as a ``Config``; see ``frontends.gptneo``."""
     return Config(name=name, **gptneo.read(data).settings)
+
+
+def config_from_huggingface(data: dict, name: str) -> Config:
+    """A Hugging Face config.json (parsed) as a ``Config``; see ``frontends.weights``."""
+    return Config(name=name, **huggingface.read_config(data).settings)
 
 
 def gpt2(name: str, layers: int, embd: int, heads: int, lr: float) -> Config:

@@ -18,6 +18,7 @@ from neocc.cost.hardware import chip
 from neocc.passes.layout.within import PATIENCE
 from neocc.passes.plan import USABLE
 from neocc.report.emit import KINDS
+from tests.frontends import hf_models
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,6 +33,13 @@ HARDWARE = {
     "fields": {"matmul_efficiency": 0.61},
     "nominal": {},
     "row": None,
+}
+NEO = hf_models.NEO | {"vocab_size": 256, "num_layers": 2, "attention_types": [[["local"], 2]]}
+# Folders that the documents write in one command and read in the next.
+WRITTEN = {
+    "weights": "convert gpt-neo-125m weights",
+    "trained": "train gpt.py --mesh 1 --text models/gpt.py --steps 2 --batch 4 --init-from weights "
+    "--save trained",
 }
 HEAVY = ("--audit", "hlo", "gpt3-13b")
 
@@ -50,7 +58,7 @@ def commands() -> list[str]:
 
 
 def quick(command: str) -> bool:
-    if PLAN in command:
+    if PLAN in command or "convert" in command:
         return True
     return "tiny" in command or "perceptron" in command or command.split()[2] == "models/gpt.py"
 
@@ -87,12 +95,31 @@ def made_plan(folder: Path) -> None:
     (folder / PLAN).write_text(text)
 
 
+def made_weights(folder: Path, arguments: list[str]) -> None:
+    """Puts the checkpoints that a command reads where it reads them."""
+    if not {"gpt-neo-125m", *WRITTEN} & set(arguments):
+        return
+    hf_models.write(folder / "gpt-neo-125m", NEO, hf_models.tensors(NEO))
+    written = arguments[2] if arguments[0] == "convert" else option(arguments, "--save")
+    for name, command in WRITTEN.items():
+        if name == written:
+            break
+        assert CliRunner().invoke(app, command.split()).exit_code == 0
+        if name in arguments:
+            break
+
+
+def option(arguments: list[str], name: str) -> str | None:
+    return arguments[arguments.index(name) + 1] if name in arguments else None
+
+
 @pytest.mark.parametrize("command", parameters())
 def test_a_documented_command_works(command: str, readers_folder: Path):
     name, *arguments = shlex.split(command)
     assert name == "neocc"
     if PLAN in command:
         made_plan(readers_folder)
+    made_weights(readers_folder, arguments)
     result = CliRunner().invoke(app, arguments)
     # 1 is an answer too: it does not fit, and the report says what would; a machine is too busy to
     # be calibrated, and the reasons are told.
@@ -130,7 +157,7 @@ def options(command: str) -> set[str]:
     return {o for p in found for o in (*p.opts, *p.secondary_opts) if o.startswith("--")}
 
 
-@pytest.mark.parametrize("command", ["compile", "sweep", "explain", "compare"])
+@pytest.mark.parametrize("command", ["compile", "sweep", "explain", "compare", "convert"])
 def test_every_option_is_documented_and_none_that_is_not_there(command: str):
     text = (ROOT / "docs" / "cli.md").read_text("utf-8")
     part = text.split(f"# neocc {command}\n")[1].split("\n# ")[0]

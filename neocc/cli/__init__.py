@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from rich.console import Console
 import neocc
 from neocc.cli.calibrate import calibrate_command
 from neocc.cli.compare import compare_command
+from neocc.cli.convert import convert_command
 from neocc.cli.explain import explain_command
 from neocc.cli.request import (
     DEFAULT_TARGET,
@@ -28,11 +30,12 @@ from neocc.cli.request import (
 from neocc.cli.sweep import sweep_command
 from neocc.cost.hardware import chip
 from neocc.frontends import model_file
+from neocc.frontends.weights.convert import saved_model
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
 from neocc.ir.text import print_program
 from neocc.report import as_json, emit, terminal
-from neocc.runtime import compile_model
+from neocc.runtime import Checkpoint, ModelOf, compile_model, read_checkpoint
 
 app = typer.Typer(
     help="A compiler for large GPT models: plans, proves and lowers their training step.",
@@ -189,6 +192,15 @@ def train_command(
     target: Annotated[str, typer.Option(help="The chip that the plan is made for.")] = "v5e",
     seed: Annotated[int, typer.Option(help="Of the initial values and of the batches.")] = 0,
     log: Annotated[Path | None, typer.Option(help="A file for one line of JSON a step.")] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="A checkpoint of neocc's, for the initial parameters.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="A checkpoint of --save, to train on from its step.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="The folder of a checkpoint to write at the end.")
+    ] = None,
 ) -> None:
     """Train a model on a text, on a mesh that this machine's processor simulates.
 
@@ -206,7 +218,11 @@ def train_command(
         from neocc.runtime.train import Diverged
 
         grid = Mesh.parse(mesh)
-        chosen = model_file.load(model, preset, config)
+        saved = start(init_from, resume, steps)
+        if saved is not None and preset is None and config is None:
+            chosen = saved_model(replace(saved.model, file=model), saved.path)
+        else:
+            chosen = model_file.load(model, preset, config)
         if vocab is None and tokens == "bytes":
             vocab = BYTES
         given = {"vocab": vocab, "batch": batch, "seq": seq, "lr": lr, "dtype": dtype}
@@ -224,20 +240,51 @@ def train_command(
         run = training.prepare(ready, grid, chip(target), learnt, layout, seed, devices, parts)
         for line in (*chosen.notes, *training.describe(run)):
             console.print(line, highlight=False)
-        records = run.run.train(run.batches, steps)
+        first = 0
+        if saved is not None:
+            run.run.restore(saved, parameters_only=resume is None)
+            first = 0 if resume is None else saved.step
+            console.print(started(saved, first), highlight=False)
+        if save is not None and save.exists():
+            raise NeoccError(f"{save} is there already: give another --save, or remove it")
+        records = run.run.train(run.batches, steps - first, first)
         try:
             with contextlib.nullcontext() if log is None else opened(log) as file:
-                seen = progress.show(records, steps, console, file)
+                seen = progress.show(records, steps - first, console, file)
         except Diverged as error:
             typer.echo(f"neocc: {error}", err=True)
             raise typer.Exit(1) from None
         console.print(progress.summary(seen), highlight=False)
+        if save is not None:
+            fields = dataclasses.asdict(ready.config)
+            run.run.save(save, ModelOf(model, ready.name, fields), steps)
+            console.print(f"saved step {steps} to {save}", highlight=False)
 
 
 app.command("calibrate")(calibrate_command)
 app.command("sweep")(sweep_command)
 app.command("explain")(explain_command)
 app.command("compare")(compare_command)
+app.command("convert")(convert_command)
+
+
+def start(init_from: Path | None, resume: Path | None, steps: int) -> Checkpoint | None:
+    """The checkpoint that training begins with, read through; or none."""
+    if init_from is not None and resume is not None:
+        raise NeoccError("give --init-from or --resume, not both")
+    path = init_from or resume
+    if path is None:
+        return None
+    saved = read_checkpoint(path)
+    if resume is not None and saved.step >= steps:
+        raise NeoccError(f"{path} is of step {saved.step}: give more --steps than that, in all")
+    saved.verify()
+    return saved
+
+
+def started(saved: Checkpoint, first: int) -> str:
+    what = f"resumed at step {first}" if first else "initial parameters"
+    return f"{what}: {saved.path} ({saved.model.name})"
 
 
 def opened(path: Path) -> TextIO:

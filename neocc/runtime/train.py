@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +24,8 @@ from neocc.passes.microbatch import LOOP
 from neocc.passes.pad import pad_program
 from neocc.passes.partition import Partitioned, apply
 from neocc.passes.plan import Plan
+from neocc.runtime.checkpoint import Checkpoint, ModelOf
+from neocc.runtime.state import restore, save
 
 
 class Diverged(NeoccError):
@@ -114,10 +117,29 @@ class Run:
         if "loss" not in program.outputs:
             raise NeoccError(f"program {program.name!r} has no output 'loss' to train on")
         self.program = program
+        self.source = plan.ready.source
         self.lowered = lower(plan.partitioned, mesh)
         self.compiled = self.lowered.compile()
         start = lower(partition_init(init, plan), mesh)
         self.state = start({i.name: np.uint32(seed) for i in init.inputs})
+
+    def restore(self, saved: Checkpoint, parameters_only: bool = False) -> None:
+        """Takes parameters and state from a checkpoint, or the parameters alone.
+
+        Raises:
+            CheckpointError: a tensor is not there, or is another one; nothing is taken then.
+        """
+        roles = ("parameter",) if parameters_only else ("parameter", "state")
+        names = [i.name for i in self.program.inputs if i.role in roles]
+        self.state |= restore(saved, self.source, self.lowered, names)
+
+    def save(self, path: Path, model: ModelOf, step: int) -> None:
+        """Writes parameters and state after ``step`` steps as the checkpoint ``path``.
+
+        Raises:
+            CheckpointError: ``path`` is there already, or cannot be written.
+        """
+        save(path, model, self.source, self.state, step)
 
     def step(self, data: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Trains on one batch, given with true shapes; what the program says of it."""
