@@ -154,8 +154,10 @@ def lower(partitioned: Partitioned, mesh: jax.sharding.Mesh | None = None) -> Lo
     if any(v.type.dtype == "f64" for v in program.values()) and not x64:
         raise IRError("the program computes in f64; set jax_enable_x64")
 
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
+
     def body(*args: Any) -> tuple[Any, ...]:
-        return tuple(Device(partitioned.mesh).region(program.body, args))
+        return tuple(Device(partitioned.mesh, on_tpu).region(program.body, args))
 
     replaced = tuple(i for i, x in enumerate(program.inputs) if x.name in program.outputs)
     ins = shardings(partitioned, mesh, program.body.args)
@@ -188,6 +190,7 @@ class Device:
     """What each device of the mesh runs; traced once for all of them."""
 
     mesh: Mesh
+    rounds: bool  # casts that may keep excess precision
 
     def region(self, region: Region, args: Sequence[Any]) -> list[Any]:
         env = dict(zip(region.args, args, strict=True))
@@ -208,7 +211,7 @@ class Device:
         if op.kind in COLLECTIVES:
             return [self.collective(op, operands[0])]
         strategy: Strategy = op.attrs["strategy"]
-        ctx = Context(jnp, 0, lambda name, size: self.block(strategy, name, size))
+        ctx = Context(jnp, 0, lambda name, size: self.block(strategy, name, size), self.rounds)
         return OPS[op.kind].evaluate(op, operands, ctx)
 
     def block(self, strategy: Strategy, name: str, size: int) -> tuple[int, Any]:

@@ -31,7 +31,7 @@ def hoist_region(region: Region) -> Region:
                 if wide in saved:
                     continue
                 narrow = Value(wide.type.with_dtype(cast.result.type.dtype), wide.name)
-                ops.append(Op("cast", [wide], [narrow], {"dtype": narrow.type.dtype}, loc=cast.loc))
+                ops.append(Op("cast", [wide], [narrow], cast.attrs, loc=cast.loc))
                 operands[slot] = narrow
                 body = without_cast(body, slot, cast)
             op = Op(op.kind, operands, op.results, op.attrs, [body], op.loc)

@@ -21,6 +21,7 @@ from neocc.passes.layout.rules import given_layout, padded_sizes, parse_layout
 from neocc.passes.layout.solve import Solution
 from neocc.passes.layout.within import solve_within
 from neocc.passes.microbatch import split_batch
+from neocc.passes.narrow import narrow_products
 from neocc.passes.pad import Padding, pad_program
 from neocc.passes.partition import Partitioned, apply
 from neocc.passes.remat import KEEP, RECOMPUTE, open_values
@@ -175,7 +176,8 @@ def prepare(
         LayoutError: the layout names what is not there, or the batch cannot be split.
     """
     given = parse_layout(layout, program, mesh) if layout else {}
-    unpadded = split_batch(simplify(hoist_casts(program)), microbatches)
+    narrow = hoist_casts(narrow_products(program, chip))
+    unpadded = split_batch(simplify(narrow), microbatches)
     padded, paddings = pad_program(unpadded, padded_sizes(unpadded, mesh, given))
     cost = CostModel.of(chip, mesh, topology)
     return Ready(

@@ -120,7 +120,10 @@ def open_values(program: Program) -> dict[str, Op]:
     makers = {v: op for op in program.body.walk() for v in op.results}
     for op in program.body.walk():
         if op.kind == "either":
-            kind = makers[op.operands[1]].kind
+            maker = makers[op.operands[1]]
+            if maker.attrs.get("excess_precision"):
+                maker = makers[maker.operands[0]]
+            kind = maker.kind
             name = f"{kind} at {op.loc}" if op.loc else kind
             seen[name] += 1
             found[f"{name} #{seen[name]}" if seen[name] > 1 else name] = op

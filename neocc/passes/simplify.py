@@ -1,4 +1,5 @@
-"""Remove what is not used and what is computed twice. Every op is pure, so both are safe."""
+"""Remove what is not used, what is computed twice, and what is computed along a dim on which it
+does not depend. Every op is pure, so all three are safe."""
 
 from __future__ import annotations
 
@@ -6,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from neocc.ir.ops import ELEMENTWISE, OPS
 from neocc.ir.program import Op, Program, Region, Value
+from neocc.ir.types import union_dims
 
 
 def simplify(program: Program) -> Program:
-    """Common subexpressions and dead code, until neither finds any more."""
+    """Broadcasts late, then common subexpressions and dead code, until neither finds any more."""
+    program = late_broadcasts(program)
     size = None
     while size != (size := weight(program)):
         program = dead_code(common_subexpressions(program))
@@ -71,6 +75,37 @@ def prune_repeat(op: Op, used: set[Value]) -> Op:
     operands = [v for v, k in zip(op.operands, keep, strict=True) if k]
     results = [v for v, n in zip(op.results, needed, strict=True) if n]
     return Op(op.kind, operands, results, attrs, (Region(args, ops, tuple(outputs)),), op.loc)
+
+
+def late_broadcasts(program: Program) -> Program:
+    """Elementwise ops read what was broadcast before it was, and their results are broadcast: a
+    gradient that is the same for every token is one number, and nobody gathers it."""
+    return replace(program, body=broadcast_late(program.body))
+
+
+def broadcast_late(region: Region) -> Region:
+    small: dict[Value, Value] = {}  # what a value is a broadcast of
+    ops: list[Op] = []
+    for op in region.ops:
+        if op.regions:
+            regions = tuple(broadcast_late(r) for r in op.regions)
+            op = Op(op.kind, op.operands, op.results, op.attrs, regions, op.loc)
+        elif op.kind in ELEMENTWISE and any(v in small for v in op.operands):
+            operands = [small.get(v, v) for v in op.operands]
+            types = tuple(v.type for v in operands)
+            whole, dims = op.result.type, union_dims(types)
+            if op.kind == "broadcast" or dims == whole.dims:
+                op = Op(op.kind, operands, op.results, op.attrs, (), op.loc)
+            elif len(dims) < len(whole.dims):
+                (narrow,) = OPS[op.kind].infer(types, op.attrs)
+                first = Op(op.kind, operands, [Value(narrow)], op.attrs, (), op.loc)
+                ops.append(first)
+                attrs = {"dims": whole.dims}
+                op = Op("broadcast", [first.result], op.results, attrs, (), op.loc)
+        if op.kind == "broadcast":
+            small[op.result] = op.operands[0]
+        ops.append(op)
+    return Region(region.args, tuple(ops), region.outputs)
 
 
 def common_subexpressions(program: Program) -> Program:

@@ -13,7 +13,7 @@ from neocc.ir.program import Program, Value
 from neocc.ir.text import parse_program, print_program
 from neocc.ir.types import Dim
 from neocc.ir.verify import verify
-from neocc.passes.simplify import common_subexpressions, dead_code, simplify
+from neocc.passes.simplify import common_subexpressions, dead_code, late_broadcasts, simplify
 from tests.numpy_executor import run_numpy
 from tests.random_programs import inputs_for, programs
 
@@ -29,7 +29,7 @@ def kinds(program: Program) -> list[str]:
 def test_every_output_stays_bit_for_bit(program: Program) -> None:
     inputs = inputs_for(program, np.random.default_rng(0))
     expected = run_numpy(program, inputs)
-    for change in (dead_code, common_subexpressions, simplify):
+    for change in (dead_code, common_subexpressions, late_broadcasts, simplify):
         changed = change(program)
         verify(changed)
         assert (changed.inputs, changed.outputs) == (program.inputs, program.outputs)
@@ -50,6 +50,18 @@ def test_a_simplified_program_has_nothing_more_to_remove(program: Program) -> No
     types = {op: tuple(v.type for v in op.results) for op in plain}
     keys = {(op.kind, op.operands, repr(op.attrs), types[op]) for op in plain}
     assert len(keys) == len(plain)
+
+
+def test_what_is_the_same_along_a_dim_is_computed_without_it() -> None:
+    batch, embd = Dim("batch", 4), Dim("embd", 3)
+    g = Graph("broadcasts")
+    x, y = g.data("x", [batch, embd], "f64"), g.data("y", [batch], "f64")
+    wide = y.broadcast(batch, embd)
+    program = simplify(g.build({"whole": b.exp(-wide), "read": x + wide * 2.0}))
+    ranks = [(op.kind, len(op.result.type.dims)) for op in program.body.ops]
+    assert ranks == [
+        ("neg", 1), ("exp", 1), ("broadcast", 2), ("constant", 0), ("mul", 1), ("add", 2),
+    ]  # fmt: skip
 
 
 def test_the_fixture_becomes_what_is_written() -> None:

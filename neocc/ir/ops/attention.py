@@ -86,6 +86,11 @@ def stats_type(q: TensorType, attrs: Attrs) -> TensorType:
     return TensorType((*rest.dims, seq), "f64" if q.dtype == "f64" else "f32")
 
 
+def result_dtype(q: TensorType, attrs: Attrs) -> str:
+    """Of out and of the gradients: that of the operands, if no other is asked for."""
+    return attrs.get("dtype", q.dtype)
+
+
 def check_operands(kind: str, types: tuple[TensorType, ...], attrs: Attrs) -> None:
     q, k, v = types[:3]
     seq, memory, head_dim = attrs["seq"], attrs["memory"], attrs["head_dim"]
@@ -108,20 +113,21 @@ def check_operands(kind: str, types: tuple[TensorType, ...], attrs: Attrs) -> No
 def infer_attention(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
     need(len(types) == 3, "attention takes three operands: q, k, v")
     check_operands("attention", types, attrs)
-    return (TensorType(types[0].dims, types[0].dtype), stats_type(types[0], attrs))
+    return (TensorType(types[0].dims, result_dtype(types[0], attrs)), stats_type(types[0], attrs))
 
 
 def infer_grad(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
     need(len(types) == 6, "attention_grad takes six operands: q, k, v, out, lse, dout")
     check_operands("attention_grad", types, attrs)
     q, k, v, out, lse, dout = types
+    dtype = result_dtype(q, attrs)
     for what, t in (("out", out), ("dout", dout)):
-        same = set(t.dims) == set(q.dims) and t.dtype == q.dtype
-        need(same, f"attention_grad: {what} is {t} and q is {q}; they must have one dtype and dims")
+        same = set(t.dims) == set(q.dims) and t.dtype == dtype
+        need(same, f"attention_grad: {what} is {t}, q is {q}; out has its dims and is {dtype}")
     stats = stats_type(q, attrs)
     same = set(lse.dims) == set(stats.dims) and lse.dtype == stats.dtype
     need(same, f"attention_grad: lse is {lse}, not {stats}")
-    return tuple(TensorType(t.dims, t.dtype) for t in (q, k, v))
+    return tuple(TensorType(t.dims, dtype) for t in (q, k, v))
 
 
 # Iteration spaces
@@ -243,6 +249,7 @@ def evaluate_grad(op: Op, args: list[Any], ctx: Context) -> list[Any]:
     )
     lse = kernel.finite(lse)
     delta = ctx.xp.sum(out.astype(kernel.dtype) * dout.astype(kernel.dtype), axis=-1)
+    dout = dout.astype(q.dtype)
     if ctx.xp.__name__ == "numpy" or cut.one:
         i, j = all_indices(kernel, q.shape[-2], k.shape[-2], ctx)
         q, dout, lse, delta = (merged(x, ctx.lead + 1) for x in (q, dout, lse, delta))

@@ -46,12 +46,13 @@ class Context:
     Arrays carry ``lead`` mesh axes in front of the tensor's dims (the virtual executor); under
     JAX ``lead`` is 0. ``block(iteration dim, size)`` gives the local size of that dim and the
     global index of the block's first element (an int, a traced scalar, or an array over the
-    mesh axes).
+    mesh axes). ``rounds``: casts that may keep excess precision round.
     """
 
     xp: Any
     lead: int = 0
     block: Callable[[str, int], tuple[int, Any]] = lambda name, size: (size, 0)
+    rounds: bool = False
 
     def index(self, name: str, size: int, rank: int, axis: int) -> Any:
         """Global indices along one dim of a block, shaped to broadcast over a rank-``rank``

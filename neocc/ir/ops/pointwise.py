@@ -102,9 +102,17 @@ def infer_cast(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType,
     return (TensorType(types[0].dims, attrs["dtype"]),)
 
 
+def evaluate_cast(op: Op, args: list[Any], ctx: Context) -> list[Any]:
+    """``excess_precision``: only a device that multiplies in the narrow dtype has to round."""
+    if op.attrs.get("excess_precision") and not ctx.rounds:
+        return args
+    return [args[0].astype(DTYPES[op.attrs["dtype"]])]
+
+
 def linear_cast(op: Op) -> tuple[frozenset[int], ...]:
+    """Sums are made before their rounding is put off to what reads them."""
     both_float = op.operands[0].type.is_float and op.result.type.is_float
-    return (ALL({0}),) if both_float else ()
+    return (ALL({0}),) if both_float and not op.attrs.get("excess_precision") else ()
 
 
 def infer_broadcast(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
@@ -142,7 +150,7 @@ DEFS = {
     "cast": OpDef(
         infer_cast,
         aligned_space,
-        lambda op, args, ctx: [args[0].astype(DTYPES[op.attrs["dtype"]])],
+        evaluate_cast,
         linear_cast,
     ),
     "broadcast": OpDef(infer_broadcast, aligned_space, evaluate_broadcast, lambda op: (ALL({0}),)),
