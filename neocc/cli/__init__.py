@@ -96,6 +96,10 @@ def compile_command(
     plan: Annotated[
         Path | None, typer.Option(help="Cost the plan in this file in place of making one.")
     ] = None,
+    offload: Annotated[
+        bool,
+        typer.Option("--offload", help="What is kept for the backward pass may go to the hosts."),
+    ] = False,
     compare: Annotated[bool, typer.Option(help="Plan what experts would try as well.")] = True,
     audit: Annotated[
         bool, typer.Option("--audit", help="Compile for the target, hold the plan against it.")
@@ -128,8 +132,10 @@ def compile_command(
         if plan is None:
             asked = request(model, preset, config, mesh, layout, batch, target, hardware, chips)
         else:
-            if chips is not None or microbatches is not None:
-                raise NeoccError("--plan decides the mesh and the microbatches: leave them out")
+            if chips is not None or microbatches is not None or offload:
+                raise NeoccError(
+                    "--plan decides mesh, microbatches and what is offloaded: leave them out"
+                )
             asked = planned(plan, model, preset, config, mesh, layout, batch, target, hardware)
         compilation = compile_model(
             asked.model,
@@ -143,6 +149,7 @@ def compile_command(
             asked.given,
             asked.source,
             asked.parts(microbatches),
+            offload,
         )
         console = Console(width=None if sys.stdout.isatty() else terminal.WIDTH)
         if dump := os.environ.get("NEOCC_DUMP"):

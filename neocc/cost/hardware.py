@@ -112,6 +112,7 @@ class Chip:
     torus: Torus | None  # TPU: between chips
     switch: Switch | None  # the NVLink domain; a TPU chip's two devices; a host's simulated ones
     network: Link  # beyond those: NIC of a GPU, data-centre network of a TPU
+    host: Link | None  # to the memory of its host; None: not known
     sm: Multiprocessors | None  # GPU
     vector_clock: float | None  # TPU: cycles/s of all the vector units together
     kernel_overhead: float  # seconds from the end of one kernel to the start of the next; GPU
@@ -240,6 +241,7 @@ def _chip(name: str, row: dict[str, Any]) -> Chip:
         torus=torus,
         switch=switch,
         network=Link(**row["network"]).shared_by(devices),
+        host=Link(**row["host_memory"]).shared_by(devices) if "host_memory" in row else None,
         sm=Multiprocessors(**row["sm"]) if "sm" in row else None,
         vector_clock=row.get("vector_clock"),
         kernel_overhead=row.get("kernel_overhead", 0.0),

@@ -38,7 +38,8 @@ def local(dims: Iterable[Dim], parts: Parts) -> int:
 @dataclass(frozen=True)
 class CostModel:
     """Prices of compute and communication on a mesh of one kind of chip, laid on its devices as
-    ``topology`` says; with ``others``, each collective as the fastest of all of them runs it."""
+    ``topology`` says; with ``others``, each collective as the fastest of all of them runs it.
+    ``offload``: what loops keep for later ones may lie in the hosts' memory."""
 
     chip: Chip
     mesh: Mesh
@@ -46,25 +47,32 @@ class CostModel:
     overlap: float = 0.9  # share of a hideable transfer that can run behind compute; assumed
     attention: AttentionForm = PORTABLE
     others: tuple[Topology, ...] = ()
+    offload: bool = False
 
     @staticmethod
-    def of(chip: Chip, mesh: Mesh, topology: Topology | None = None) -> CostModel:
+    def of(
+        chip: Chip, mesh: Mesh, topology: Topology | None = None, offload: bool = False
+    ) -> CostModel:
         """Under one of ``neocc.cost.mappings.mappings``; without, under the default one.
 
         Raises:
-            HardwareError: the topology is of another chip or mesh; or no slice of the chip has as
-                many devices.
+            HardwareError: the topology is of another chip or mesh; no slice of the chip has as
+                many devices; or the way to the host, for ``offload``, is not known.
         """
+        if offload and chip.host is None:
+            raise HardwareError(f"the table has no bandwidth from {chip.name} to its host")
         laid = topology or default_topology(chip, mesh.sizes)
         if laid.chip != chip or laid.mesh_sizes != mesh.sizes:
             sizes = "x".join(map(str, laid.mesh_sizes))
             raise HardwareError(
                 f"a mapping of {sizes} on {laid.chip.name} is none of mesh {mesh} on {chip.name}"
             )
-        return CostModel(chip, mesh, laid)
+        return CostModel(chip, mesh, laid, offload=offload)
 
     @staticmethod
-    def floor(chip: Chip, mesh: Mesh, topologies: Sequence[Topology]) -> CostModel:
+    def floor(
+        chip: Chip, mesh: Mesh, topologies: Sequence[Topology], offload: bool = False
+    ) -> CostModel:
         """A bound on all of these mappings at once: under none of them does any plan cost less
         than here, where each collective takes the time of the mapping that is fastest for it. So
         one solve tells whether any of them can beat a plan that is known.
@@ -74,7 +82,7 @@ class CostModel:
         """
         if not topologies:
             raise HardwareError(f"no mapping of mesh {mesh} to bound")
-        models = [CostModel.of(chip, mesh, t) for t in topologies]
+        models = [CostModel.of(chip, mesh, t, offload) for t in topologies]
         return replace(models[0], others=tuple(topologies[1:]))
 
     @cached_property
@@ -131,9 +139,15 @@ class CostModel:
     def local_bytes(self, value: Value, parts: Parts) -> int:
         return local(value.type.dims, parts) * value.type.itemsize
 
-    def move_seconds(self, kind: str, axis: int, full_bytes: int, target_bytes: int) -> float:
-        """Time of one reshard along a mesh axis. ``full_bytes``: the larger of what a device
-        holds before and after it; ``target_bytes``: what it holds after."""
+    def move_seconds(
+        self, kind: str, axis: int | None, full_bytes: int, target_bytes: int
+    ) -> float:
+        """Time of one reshard along a mesh axis, or, without, to the host or back.
+        ``full_bytes``: the larger of what a device holds before and after it; ``target_bytes``:
+        what it holds after."""
+        if axis is None:
+            assert self.chip.host is not None, "offload was not asked for"
+            return self.chip.host.latency + full_bytes / self.chip.host.rate
         if kind == "slice":
             return elementwise_time(self.chip, 2 * target_bytes)
         return min(collective_time(kind, full_bytes, link) for link in self.links[axis])

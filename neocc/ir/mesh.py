@@ -85,9 +85,10 @@ Placement = str | Partial | None  # a dim that the axis cuts, a partial, or repl
 class Layout:
     """One placement per mesh axis. A dim cut by several axes is cut in mesh order, first axis
     outermost, so that two layouts are equal exactly when they put the same blocks in the same
-    places."""
+    places. ``host``: each device's block lies in the memory of its host."""
 
     axes: tuple[Placement, ...]
+    host: bool = False
 
     @staticmethod
     def replicated(rank: int) -> Layout:
@@ -116,7 +117,12 @@ class Layout:
         return size // parts
 
     def replace(self, axis: int, placement: Placement) -> Layout:
-        return Layout((*self.axes[:axis], placement, *self.axes[axis + 1 :]))
+        return Layout((*self.axes[:axis], placement, *self.axes[axis + 1 :]), self.host)
+
+    @property
+    def moved(self) -> Layout:
+        """The same blocks in the other memory."""
+        return Layout(self.axes, not self.host)
 
     def only(self, dims: Iterable[str]) -> Layout:
         """This layout with cuts of dims outside ``dims`` made replicated."""
@@ -127,7 +133,8 @@ class Layout:
         return Layout(tuple(names.get(p, p) if isinstance(p, str) else p for p in self.axes))
 
     def __str__(self) -> str:
-        return "{" + ", ".join("-" if p is None else str(p) for p in self.axes) + "}"
+        places = "{" + ", ".join("-" if p is None else str(p) for p in self.axes) + "}"
+        return f"{places} on host" if self.host else places
 
 
 @dataclass(frozen=True, slots=True)

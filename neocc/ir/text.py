@@ -387,7 +387,13 @@ class Parser:
         dtype = self.take("word", "a type like f32[batch=8]").text
         self.expect("[")
         dims = self.many(self.dim, "]")
-        layout = Layout(tuple(self.many(self.placement, "}"))) if self.accept("{") else None
+        layout = None
+        if self.accept("{"):
+            places = tuple(self.many(self.placement, "}"))
+            host = self.keyword("on")
+            if host and not self.keyword("host"):
+                raise self.error("expected 'host'", self.next)
+            layout = Layout(places, host)
         return self.checked(lambda: TensorType(tuple(dims), dtype, layout), first)
 
     def dim(self) -> Dim:

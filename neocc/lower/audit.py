@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from neocc.ir.ops import HOST_MOVES
 from neocc.lower.hlo import Collective as Compiled
 from neocc.lower.hlo import HloFacts, axes_of, axes_of_pairs, read_hlo
 from neocc.passes.plan import Collective as Planned
@@ -92,7 +93,7 @@ Match = Callable[[Planned, Compiled], bool]
 def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
     """Every collective of the plan and of the program, once, in pairs where there is one."""
     mesh = plan.mesh
-    planned = [c for c in plan.collectives if c.kind != "slice"]
+    planned = [c for c in plan.collectives if c.kind not in ("slice", *HOST_MOVES)]
     compiled = list(facts.collectives)
     axes = {c: compiled_axes(c, mesh.sizes) for c in compiled}
     ids = {c: [int(n) for n in SCOPE.findall(c.op_name)][-1:] for c in compiled}
@@ -136,9 +137,29 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
                 words = ", ".join(filter(None, (verdict, combined))) or "as planned"
                 findings.append(Finding(p, c, words, ok))
 
+    def take_peeled() -> None:
+        """A loop whose first or last run the compiler took out of it, to copy ahead."""
+
+        def alike(p: Planned, c: Compiled) -> bool:
+            whole = replace(c, trip_count=p.count)
+            axes[whole], ids[whole] = axes[c], ids[c]
+            return c.trip_count < p.count and (exact(p, whole) or scattered(p, whole))
+
+        for p in list(planned):
+            own = [c for c in compiled if alike(p, c)]
+            own.sort(key=lambda c: ids[c] != [p.id])
+            many = next((c for c in own if c.trip_count == p.count - 1), None)
+            once = next((c for c in own if c.trip_count == 1 and c is not many), None)
+            if many and once:
+                planned.remove(p)
+                compiled.remove(many)
+                compiled.remove(once)
+                findings.append(Finding(p, many, "one run peeled off its loop", True))
+
     take(known(exact), "", True)
     take(exact, "", True)
     take(scattered, SCATTERED, True)
+    take_peeled()
     take(narrowed, "made bf16, half the bytes", True)
     take(stacked, "moved out of the loop as one of the stack, the same bytes", True)
     take(hoisted, "moved out of the loop", False)

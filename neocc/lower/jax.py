@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from neocc.ir.errors import IRError, LayoutError
 from neocc.ir.mesh import Mesh, Partial
-from neocc.ir.ops import COLLECTIVES, OPS, Context
+from neocc.ir.ops import COLLECTIVES, HOST_MOVES, OPS, Context
 from neocc.ir.program import Op, Region, Value
 from neocc.ir.reference import scan_repeat
 from neocc.ir.types import DTYPES, TensorType
@@ -154,10 +154,11 @@ def lower(partitioned: Partitioned, mesh: jax.sharding.Mesh | None = None) -> Lo
     if any(v.type.dtype == "f64" for v in program.values()) and not x64:
         raise IRError("the program computes in f64; set jax_enable_x64")
 
-    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    platform = mesh.devices.flat[0].platform
+    device = Device(partitioned.mesh, platform == "tpu", platform != "cpu")
 
     def body(*args: Any) -> tuple[Any, ...]:
-        return tuple(Device(partitioned.mesh, on_tpu).region(program.body, args))
+        return tuple(device.region(program.body, args))
 
     replaced = tuple(i for i, x in enumerate(program.inputs) if x.name in program.outputs)
     ins = shardings(partitioned, mesh, program.body.args)
@@ -191,6 +192,7 @@ class Device:
 
     mesh: Mesh
     rounds: bool  # casts that may keep excess precision
+    accelerator: bool  # it has memory of its own beside its host's
 
     def region(self, region: Region, args: Sequence[Any]) -> list[Any]:
         env = dict(zip(region.args, args, strict=True))
@@ -225,6 +227,9 @@ class Device:
 
     def collective(self, op: Op, x: Any) -> Any:
         type, attrs = op.operands[0].type, op.attrs
+        if op.kind in HOST_MOVES:
+            space = jax.memory.Space.Host if op.kind == "to_host" else jax.memory.Space.Device
+            return jax.device_put(x, space) if self.accelerator else x
         axis = attrs["axis"]
         if x.size == 0:  # nothing to move, and XLA refuses to gather it
             return jnp.zeros(op.result.type.local_shape(self.mesh), x.dtype)

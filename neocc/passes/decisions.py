@@ -58,6 +58,15 @@ class Decisions:
     saved: Mapping[str, str] = field(default_factory=dict)
     microbatches: int = 1
 
+    @property
+    def offload(self) -> bool:
+        """Whether anything lies on the hosts."""
+        return any(
+            layout.host
+            for r in self.regions
+            for layout in (*r.arguments.values(), *r.outputs.values())
+        )
+
 
 def decisions(plan: Plan) -> Decisions:
     """What a plan decides; an entry that ``assign`` would make up by itself is left out."""

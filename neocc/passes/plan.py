@@ -11,7 +11,7 @@ from neocc.cost.model import CostModel, formula_flops, product_flops
 from neocc.cost.topology import Topology
 from neocc.ir.errors import Loc
 from neocc.ir.mesh import Mesh
-from neocc.ir.ops import COLLECTIVES
+from neocc.ir.ops import COLLECTIVES, HOST_MOVES
 from neocc.ir.program import Program, Region, Value
 from neocc.passes.hoist import hoist_casts
 from neocc.passes.layout.algebra import Assignment, Strategy
@@ -143,19 +143,22 @@ def make_plan(
     memory_limit: float | None = None,
     topology: Topology | None = None,
     microbatches: int = 1,
+    offload: bool = False,
 ) -> Plan:
     """The best plan within a device's memory, or the nearest to fitting (see ``Plan.fits``).
 
     ``layout``: a full or partial layout in Mesh TensorFlow's syntax, ``batch:x,heads:y``.
     ``memory_limit``: bytes per device; by default ``USABLE`` of the chip's. ``topology``: the
     mapping of the mesh onto the devices (``neocc.cost.mappings``); by default that of the cost
-    model. ``microbatches``: parts that the batch is run in (``passes.microbatch``).
+    model. ``microbatches``: parts that the batch is run in (``passes.microbatch``). ``offload``:
+    what loops keep for the backward pass may lie in the memory of the devices' hosts.
 
     Raises:
         LayoutError: the layout names what is not there, or leaves an op no strategy; the batch
             cannot be split.
+        HardwareError: offload on a chip whose way to its host the table does not know.
     """
-    ready = prepare(program, mesh, chip, layout, topology, microbatches)
+    ready = prepare(program, mesh, chip, layout, topology, microbatches, offload)
     problem = build(ready.program, mesh, ready.cost, rules or given_layout(ready.given))
     available = USABLE * chip.hbm_bytes if memory_limit is None else memory_limit
     solution, memory = solve_within(problem, available, SEARCH)
@@ -169,6 +172,7 @@ def prepare(
     layout: str = "",
     topology: Topology | None = None,
     microbatches: int = 1,
+    offload: bool = False,
 ) -> Ready:
     """What ``make_plan`` does before it decides anything.
 
@@ -179,7 +183,7 @@ def prepare(
     narrow = hoist_casts(narrow_products(program, chip))
     unpadded = split_batch(simplify(narrow), microbatches)
     padded, paddings = pad_program(unpadded, padded_sizes(unpadded, mesh, given))
-    cost = CostModel.of(chip, mesh, topology)
+    cost = CostModel.of(chip, mesh, topology, offload)
     return Ready(
         program,
         unpadded,
@@ -282,12 +286,13 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
             before = op.operands[0].type.local_bytes(mesh)
             after = op.result.type.local_bytes(mesh)
             kind = "slice" if op.kind == "local_slice" else op.kind
-            axis = mesh.index(op.attrs["axis"])
+            to_host = op.kind in HOST_MOVES
+            axis = None if to_host else mesh.index(op.attrs["axis"])
             found.append(
                 Collective(
                     id=op.attrs["id"],
                     kind=kind,
-                    axis=op.attrs["axis"],
+                    axis=op.attrs.get("axis", "host"),
                     dim=op.attrs.get("dim"),
                     tensor=op.operands[0].name,
                     loc=op.loc,
@@ -296,7 +301,7 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
                     count=body.trips,
                     seconds=cost.move_seconds(kind, axis, max(before, after), after),
                     # Every leg of a value's way hides or none does: the problem prices them alike.
-                    hideable=whole.get(op.operands[0], op.operands[0]) in hideable,
+                    hideable=to_host or whole.get(op.operands[0], op.operands[0]) in hideable,
                     region=body.name,
                 )
             )

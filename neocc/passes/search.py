@@ -104,6 +104,7 @@ def search(
     every: bool = False,
     watch: Callable[[int, int], None] = lambda done, of: None,
     seconds: float = SEARCH,
+    offload: bool = False,
 ) -> Searched:
     """The best plan over meshes, their mappings, and numbers of microbatches (ascending); with
     ``every``, one of each mesh that is not far from the best.
@@ -111,7 +112,7 @@ def search(
     More parts than a number that a bound rules out are not tried: splitting a batch further runs
     the same work in smaller pieces and moves weights more often, so only memory asks for it.
     ``watch(done, of)`` hears how many meshes are through. ``seconds``: what each search within
-    memory may take.
+    memory may take. ``offload``: as in ``make_plan``.
 
     Raises:
         LayoutError: the layout names what is not there.
@@ -121,7 +122,7 @@ def search(
     bounded = []
     for number, mesh in enumerate(meshes):
         watch(number, 2 * len(meshes))
-        problems = Problems(program, chip, mesh, layout)
+        problems = Problems(program, chip, mesh, layout, offload)
         bounded.append((problems.quick_bound(microbatches[0]), number, problems))
     bounded.sort(key=lambda b: b[:2])
     best: tuple[Plan, Problems] | None = None
@@ -177,6 +178,7 @@ class Problems:
     chip: Chip
     mesh: Mesh
     layout: str
+    offload: bool = False
     known: dict[int, Relaxation] = field(default_factory=dict)
 
     @property
@@ -192,7 +194,7 @@ class Problems:
 
     def fastest_wires(self, count: int) -> Problem:
         """The problem under which every plan costs no more than on any mapping."""
-        cost = CostModel.floor(self.chip, self.mesh, self.mappings)
+        cost = CostModel.floor(self.chip, self.mesh, self.mappings, self.offload)
         return self.problem(self.ready(count, cost))
 
     def relaxed(self, count: int) -> Relaxation:
@@ -289,7 +291,7 @@ class Problems:
         # The problem's program is the one that the solution is of.
         ready = replace(ready, program=ideal.program)
         ties = solution.objective - costed(ready, ideal, solution, memory, available).timeline.step
-        ready = replace(ready, cost=CostModel.of(self.chip, self.mesh, laid))
+        ready = replace(ready, cost=CostModel.of(self.chip, self.mesh, laid, self.offload))
         problem = replace(ideal, cost=ready.cost)
         plan = costed(ready, problem, solution, memory, available)
         slower = replace(solution, objective=plan.timeline.step + ties)
@@ -306,7 +308,7 @@ class Problems:
 
     def time_on(self, laid: Topology, problem: Problem, solution: Solution) -> float:
         """Seconds that a solution's transfers take on a mapping."""
-        there = replace(problem, cost=CostModel.of(self.chip, self.mesh, laid))
+        there = replace(problem, cost=CostModel.of(self.chip, self.mesh, laid, self.offload))
         used = solution.assignment.moves or {}
         return sum(
             there.seconds(flow, move)

@@ -144,6 +144,7 @@ def compile_model(
     given: PlanFile | None = None,
     source: ModelSource | None = None,
     microbatches: int | None = 1,
+    offload: bool = False,
 ) -> Compilation:
     """Builds a model's training step and plans it on a mesh of ``target`` chips; ``mesh`` may be a
     number of devices, for the best of all their meshes.
@@ -152,7 +153,8 @@ def compile_model(
     plan may hold, what the chip has by default. ``compare``: plan what experts would do as well.
     ``audit``: compile for the target and hold the plan against the result. ``given``: a plan to
     check and cost in place of making one. ``source``: what the model was loaded from.
-    ``microbatches``: parts that the batch is run in; None for the best number.
+    ``microbatches``: parts that the batch is run in; None for the best number. ``offload``: what
+    is kept for the backward pass may lie in the hosts' memory.
 
     Raises:
         NeoccError: the model, mesh, layout or target is not right; or, with ``audit``, there is no
@@ -173,14 +175,15 @@ def compile_model(
         plan = clock.time(
             "plan",
             lambda: make_plan(
-                program, mesh, target, layout, None, memory, microbatches=microbatches
+                program, mesh, target, layout, None, memory, None, microbatches, offload
             ),
         )
     else:
         meshes = [mesh] if isinstance(mesh, Mesh) else meshes_of(target, mesh)
         parts = parts_of(program) if microbatches is None else [microbatches]
         searched = clock.time(
-            "search", lambda: search(program, target, meshes, parts, layout, memory)
+            "search",
+            lambda: search(program, target, meshes, parts, layout, memory, offload=offload),
         )
         if searched.best is None:
             raise NeoccError(searched.tried[0].reason)
@@ -190,7 +193,8 @@ def compile_model(
         rivals = clock.time("compare", lambda: tuple(compare_experts(program, plan)))
     remedies: tuple[Remedy, ...] = ()
     if not plan.fits and given is None:
-        again = Again(model, plan.mesh, target, layout, memory, plan.ready.microbatches)
+        parts = plan.ready.microbatches
+        again = Again(model, plan.mesh, target, layout, memory, parts, offload)
         remedies = clock.time("remedies", lambda: tuple(again.remedies()))
     audited = None
     if audit and plan.fits:
@@ -216,9 +220,10 @@ def compile_model(
 
 def best_like(plan: Plan) -> Plan:
     """The plan that neocc makes where another was given."""
-    source, limit = plan.ready.source, plan.memory_limit
-    parts = plan.ready.microbatches
-    return make_plan(source, plan.mesh, plan.chip, "", None, limit, plan.topology, parts)
+    ready, limit = plan.ready, plan.memory_limit
+    parts, offload = ready.microbatches, ready.cost.offload
+    wires = plan.topology
+    return make_plan(ready.source, plan.mesh, plan.chip, "", None, limit, wires, parts, offload)
 
 
 def rival_plan(plan: Plan, name: str) -> Plan:
@@ -289,6 +294,7 @@ class Again:
     layout: str
     memory: float | None
     microbatches: int = 1
+    offload: bool = False
 
     def plan(self) -> Plan:
         """The fastest plan; where it nearly fits, the fastest that does. The search for that takes
@@ -304,6 +310,7 @@ class Again:
                 None,
                 memory,
                 microbatches=self.microbatches,
+                offload=self.offload,
             )
             return replace(made, memory_limit=limit)
 
@@ -316,6 +323,7 @@ class Again:
         """The smallest change of each kind that was found to make it fit."""
         kinds = (
             self.recompute,
+            self.to_hosts,
             self.more_parts,
             self.smaller_batches,
             self.larger_meshes,
@@ -335,6 +343,11 @@ class Again:
         if self.model.has("recompute") and self.model.config.recompute is False:
             changed = replace(self, model=self.model.with_fields(recompute=None))
             yield "recompute = none in the config: the plan runs again what must be", "", changed
+
+    def to_hosts(self) -> Iterator[tuple[str, str, Again]]:
+        if self.target.host is not None and not self.offload:
+            words = "what is kept for the backward pass may lie in the hosts' memory"
+            yield words, "--offload", replace(self, offload=True)
 
     def more_parts(self) -> Iterator[tuple[str, str, Again]]:
         for count in parts_of(self.model.train_step()):

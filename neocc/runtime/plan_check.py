@@ -60,7 +60,8 @@ def plan_of(
     try:
         given = file.decisions
         wires = topology_of(file, target)
-        ready = prepare(program, file.mesh, target, file.layout, wires, given.microbatches)
+        parts = given.microbatches
+        ready = prepare(program, file.mesh, target, file.layout, wires, parts, given.offload)
         found = recost(ready, given, limit)
     except NeoccError as error:
         raise NeoccError(f"{path}: {error.message}") from None

@@ -40,8 +40,8 @@ def plan_of(config: gpt.Config, mesh: str, layout: str = "") -> Plan:
 def test_a_plan_that_cuts_all_it_can_follows_one_device():
     base = reference(SMALL, 40)
     found = curve(SMALL, "2x4", 40, FREE, "seq:y")
-    moves = {c.kind for c in found.plan.collectives} - {"slice"}
-    assert len(moves) >= 3, f"this plan says little: its collectives are only {moves}"
+    moves = {c.kind for c in found.plan.collectives}
+    assert moves >= {"slice", "all_gather", "all_reduce"}, f"this plan says little: {moves}"
     assert found.off(base) < 1e-4
     assert base[-5:].mean() < 0.8 * base[0]
 

@@ -14,7 +14,7 @@ from neocc.ir.ops import (
 )
 from neocc.ir.ops.attention import ATTENTION
 from neocc.ir.ops.base import Context, Iter, OpDef, Space
-from neocc.ir.ops.collective import COLLECTIVES
+from neocc.ir.ops.collective import COLLECTIVES, HOST_MOVES
 from neocc.ir.ops.control import repeat_types
 from neocc.ir.ops.pointwise import ELEMENTWISE
 
@@ -33,6 +33,7 @@ __all__ = [
     "ATTENTION",
     "COLLECTIVES",
     "ELEMENTWISE",
+    "HOST_MOVES",
     "OPS",
     "Context",
     "Iter",

@@ -1,4 +1,5 @@
-"""Moves of blocks between devices: a value keeps its global type and changes its layout.
+"""Moves of blocks between devices, or to their hosts' memory and back: a value keeps its global
+type and changes its layout.
 
 Attributes: ``axis``, the mesh axis's name; ``dim``, the dim that the axis cuts before
 (all_gather, all_to_all) or after (local_slice, reduce_scatter) the move; ``to``, the dim that it
@@ -22,8 +23,11 @@ ATTRS: dict[str, tuple[str, ...]] = {
     "all_reduce": ("axis", "reduction"),
     "reduce_scatter": ("axis", "dim", "reduction"),
     "all_to_all": ("axis", "dim", "to"),
+    "to_host": (),
+    "to_device": (),
 }
 COLLECTIVES = frozenset(ATTRS)
+HOST_MOVES = frozenset(("to_host", "to_device"))
 
 
 def define(kind: str) -> OpDef:

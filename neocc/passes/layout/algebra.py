@@ -70,20 +70,23 @@ def op_layouts(op: Op, strategy: Strategy) -> tuple[tuple[Layout, ...], tuple[La
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A reshard along one mesh axis.
+    """A reshard along one mesh axis, or, with none, between a device's memory and its host's.
 
     kind: ``slice`` (replicated -> dim), ``all_gather`` (dim -> replicated), ``all_reduce``
-    (partial -> replicated), ``reduce_scatter`` (partial -> dim), ``all_to_all`` (dim -> to).
+    (partial -> replicated), ``reduce_scatter`` (partial -> dim), ``all_to_all`` (dim -> to);
+    ``to_host`` and ``to_device``.
     """
 
     kind: str
-    axis: int
+    axis: int | None
     source: Layout
     target: Layout
 
     @property
     def dim(self) -> str | None:
         """The dim that is cut before (gather, all-to-all) or after (slice, scatter) the move."""
+        if self.axis is None:
+            return None
         place = self.source.axes[self.axis]
         place = place if isinstance(place, str) else self.target.axes[self.axis]
         return place if isinstance(place, str) else None
@@ -91,15 +94,18 @@ class Move:
     @property
     def to(self) -> str | None:
         """The dim that is cut after an all-to-all."""
+        if self.axis is None or self.kind != "all_to_all":
+            return None
         place = self.target.axes[self.axis]
-        return place if self.kind == "all_to_all" and isinstance(place, str) else None
+        return place if isinstance(place, str) else None
 
     def __str__(self) -> str:
         return f"{self.kind} on axis {self.axis}: {self.source} -> {self.target}"
 
 
 def moves(layout: Layout, type: TensorType, mesh: Mesh) -> list[Move]:
-    """Every single-axis reshard out of ``layout``.
+    """Every single-axis reshard out of ``layout``, and that between the memories; what lies on
+    the host has no other.
 
     Since a dim is cut in mesh order, an axis can be put on a dim, or taken off it, only while
     no later axis cuts that dim: otherwise the blocks would not be contiguous.
@@ -112,7 +118,11 @@ def moves(layout: Layout, type: TensorType, mesh: Mesh) -> list[Move]:
         parts = layout.parts(dim, mesh) * mesh.sizes[axis]
         return innermost(axis, dim) and size % parts == 0
 
+    if layout.host:
+        return [Move("to_device", None, layout, layout.moved)]
     found: list[Move] = []
+    if not layout.partial_axes:
+        found.append(Move("to_host", None, layout, layout.moved))
     for axis, place in enumerate(layout.axes):
         if mesh.sizes[axis] == 1:
             continue

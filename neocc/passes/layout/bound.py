@@ -131,7 +131,7 @@ class Prices:
 
 class Relaxation:
     """The relaxed problem. ``shares``: of each flow's cost, what each sink pays, in sum all.
-    ``off``: choices that must be off."""
+    ``only``: the options that choices are left, where not all."""
 
     def __init__(
         self, problem: Problem, limits: Sequence[Limit] = (), prices: Prices | None = None
@@ -139,7 +139,7 @@ class Relaxation:
         self.problem = problem
         self.limits = limits
         self.limited = {flow for limit in limits for flow in limit.moves}
-        self.off: frozenset[Choice] = frozenset()
+        self.only: Mapping[Choice, np.ndarray] = {}
         self.number = {c: i for i, c in enumerate(problem.choices)}
         self.sizes = [len(c.options) for c in problem.choices]
         self.places = [float(i) for i in range(len(self.sizes))]
@@ -203,11 +203,12 @@ class Relaxation:
                 pairs[t.a, t.b].append(t)
         self.joined = [Joined.of(found) for found in pairs.values()]
 
-    def price(self, prices: Prices, off: frozenset[Choice] | None = None) -> None:
-        """Sets all costs to what they are under ``prices``; and what must be ``off``, if that is
-        to change. Messages and shares begin anew: those of other prices end in worse bounds."""
+    def price(self, prices: Prices, only: Mapping[Choice, np.ndarray] | None = None) -> None:
+        """Sets all costs to what they are under ``prices``; and the options that are left, if
+        they are to change. Messages and shares begin anew: those of other prices end in worse
+        bounds."""
         self.prices = prices
-        self.off = self.off if off is None else off
+        self.only = self.only if only is None else only
         self.known = {}
         self.shares = {f: np.full(len(f.sinks), 1.0 / len(f.sinks)) for f in self.problem.flows}
         self.messages.clear()
@@ -219,10 +220,9 @@ class Relaxation:
         costs = [self.own_costs(c) for c in self.problem.choices]
         costs += [np.zeros(n) for n in self.sizes[len(costs) :]]
         self.never = self.forbidden(costs)
-        for choice in self.off:
-            costs[self.number[choice]][[option is not None for option in choice.options]] = (
-                self.never
-            )
+        for choice, left in self.only.items():
+            gone = np.delete(np.arange(len(choice.options)), left)
+            costs[self.number[choice]][gone] = self.never
         for f in self.folded:
             costs[f.node] = costs[f.node] + self.table(f.of)[f.x, f.y]
         for joined in self.joined:
@@ -244,16 +244,16 @@ class Relaxation:
         return found
 
     def way(self, flow: Flow) -> Way:
-        graph, share = self.graphs[flow], 1.0
-        if flow.hideable:
-            share -= self.problem.cost.overlap * (1 - self.prices.exposed.get(flow.region, 0.0))
+        graph, exposed = self.graphs[flow], self.prices.exposed.get(flow.region, 0.0)
         held = [
             (limit.moves[flow], price / max(limit.limit, 1.0))
             for limit, price in zip(self.limits, self.prices.limits, strict=True)
             if price and flow in limit.moves
         ]
-        key = flow if held else (id(graph), share * flow.trips)
+        hides = flow.hideable or graph.host.any()
+        key = flow if held else (id(graph), flow.hideable, hides and exposed, flow.trips)
         if key not in self.known:
+            share = 1 - self.problem.hidden_share(flow) * (1 - exposed)
             weights = (graph.seconds * flow.trips * share + TIE) * MICRO
             for by_layout, price in held:
                 found = np.array([by_layout.get(layout, 0.0) for layout in graph.index])

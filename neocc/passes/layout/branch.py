@@ -2,7 +2,8 @@
 
 What a loop keeps for its gradient is kept of all layers or of none: too lumpy for prices of memory,
 under which a part of a stack would do. So the search branches on what is kept. Of the sets of
-stacks that fit, each largest one is a problem of its own, in which all other stacks are off; every
+stacks that fit, each largest one is a problem of its own, in which all other stacks are off or on
+the host; every
 assignment that fits is one of such a problem's. In most of them memory is no longer short, so
 that bounds are tight, and most are ruled out by the best of another.
 """
@@ -30,6 +31,9 @@ WIDER = 4.0  # times as far is a branch searched each time
 DEAR = 1e4  # times what assignments may cost, for all of a limit: memory hardly costs less
 
 
+Only = Mapping[Choice, np.ndarray]  # the options that choices are left, where not all
+
+
 @dataclass(frozen=True)
 class Stack:
     """A value that is kept or not, and the choice that reads it if it is."""
@@ -44,12 +48,12 @@ class Stack:
 
 @dataclass(frozen=True)
 class Branch:
-    """Assignments with some choices off; ``bound``: seconds that any takes, under ``prices`` or as
-    proved since. Next it is searched up to ``slack``, a share of that, above. ``again``: it has
+    """Assignments of some choices' options; ``bound``: seconds that any takes, under ``prices`` or
+    as proved since. Next it is searched up to ``slack``, a share of that, above. ``again``: it has
     been searched before."""
 
     bound: float
-    off: frozenset[Choice]
+    only: Only
     prices: Prices
     slack: float = LIKELY
     again: bool = False
@@ -69,7 +73,8 @@ def solve_apart(
         NeoccError: none was found in time.
     """
     clock = Clock(seconds)
-    open_ = branches(relaxation, kept_sets(problem, limits, relaxation.prices, enough))
+    heavy = heavy_stacks(problem, limits)
+    open_ = branches(relaxation, kept_sets(problem, limits, heavy, relaxation.prices, enough))
     closed: list[float] = []
     best: Solution | None = None
     below = enough
@@ -78,7 +83,7 @@ def solve_apart(
         if branch.bound >= below:
             break
         open_.remove(branch)
-        relaxation.price(branch.prices, branch.off)
+        relaxation.price(branch.prices, branch.only)
         relaxation.settle()
         if branch.again:
             improve(relaxation, limits, None, MARGIN, clock.least, below * MICRO)
@@ -115,44 +120,50 @@ def solve_apart(
     return None
 
 
-def branches(relaxation: Relaxation, sets: Sequence[frozenset[Choice]]) -> list[Branch]:
-    """A branch for each set of choices that are off."""
+def branches(relaxation: Relaxation, sets: Sequence[Only]) -> list[Branch]:
+    """A branch for each set of options that are left."""
     prices, whole = relaxation.prices, value(relaxation, True) / MICRO
-    if len(sets) > SETS or sets == [frozenset()]:
-        return [Branch(whole, frozenset(), prices)]
-    return [cheapest(relaxation, off, prices, whole) for off in sets]
+    if len(sets) > SETS or not any(sets):
+        return [Branch(whole, {}, prices)]
+    return [cheapest(relaxation, only, prices, whole) for only in sets]
 
 
-def cheapest(
-    relaxation: Relaxation, off: frozenset[Choice], prices: Prices, whole: float
-) -> Branch:
+def cheapest(relaxation: Relaxation, only: Only, prices: Prices, whole: float) -> Branch:
     """The better bound of free memory and, where that is no better than the ``whole`` problem's,
     of memory as dear as there."""
     free = Prices(prices.exposed, [0.0] * len(prices.limits))
     found: list[Branch] = []
     for tried in (free, prices):
-        relaxation.price(tried, off)
+        relaxation.price(tried, only)
         relaxation.settle()
-        found.append(Branch(value(relaxation, True) / MICRO, off, tried))
+        found.append(Branch(value(relaxation, True) / MICRO, only, tried))
         if found[-1].bound > whole:
             break
     return max(found, key=lambda b: b.bound)
 
 
-def kept_sets(
-    problem: Problem, limits: Sequence[Limit], prices: Prices, enough: float
-) -> list[frozenset[Choice]]:
-    """What is off where a largest set of stacks is kept, for all such sets: no assignment that
-    takes less than ``enough`` seconds and keeps the limits keeps more."""
-    stacks = list(kept_or_not(problem))
+def heavy_stacks(problem: Problem, limits: Sequence[Limit]) -> dict[Stack, list[float]]:
+    """The heaviest stacks and the least share of each limit that they hold where they are kept."""
     held = {
         s: [least_kept(problem, limit, s) / max(limit.limit, 1.0) for limit in limits]
-        for s in stacks
+        for s in kept_or_not(problem)
     }
-    heavy = sorted((s for s in stacks if max(held[s]) > HEAVY), key=lambda s: -max(held[s]))
-    heavy = heavy[:STACKS]
+    heavy = sorted((s for s in held if max(held[s]) > HEAVY), key=lambda s: -max(held[s]))
+    return {s: held[s] for s in heavy[:STACKS]}
+
+
+def kept_sets(
+    problem: Problem,
+    limits: Sequence[Limit],
+    held: Mapping[Stack, list[float]],
+    prices: Prices,
+    enough: float,
+) -> list[Only]:
+    """What is left where no more than a largest set of stacks is kept, for all such sets: no
+    assignment that takes less than ``enough`` seconds and keeps the limits keeps more."""
+    heavy = list(held)
     if not heavy:
-        return [frozenset()]
+        return [{}]
     room = 1.0 - np.array(least_rest(problem, limits, heavy, prices, enough))
     fit: list[frozenset[Stack]] = []
     for size in range(len(heavy), -1, -1):
@@ -160,16 +171,16 @@ def kept_sets(
             total = np.sum([held[s] for s in kept], axis=0) if kept else np.zeros(len(limits))
             if np.all(total <= room + 1e-9) and not any(kept < other for other in fit):
                 fit.append(kept)
-    return [frozenset(s.reader for s in heavy if s not in kept) for kept in fit]
+    return [{s.reader: s.reader.away for s in heavy if s not in kept} for kept in fit]
 
 
 def kept_or_not(problem: Problem) -> Iterator[Stack]:
-    """Values whose one source and one reader may be off; no choice is of two of them."""
+    """Values whose one source and one reader may be off or away; no choice is of two of them."""
     seen: set[Choice] = set()
     for flow in problem.flows:
         if len(flow.sources) == len(flow.sinks) == 1:
             ends = {flow.sources[0].choice, flow.sinks[0].choice}
-            if len(ends) == 2 and all(c.can_be_off for c in ends) and not ends & seen:
+            if len(ends) == 2 and all(len(c.away) for c in ends) and not ends & seen:
                 seen |= ends
                 yield Stack(flow, flow.sinks[0].choice)
 
@@ -183,7 +194,8 @@ def least_kept(problem: Problem, limit: Limit, stack: Stack) -> float:
     found = graph.distances(weights)[np.ix_(made, read)]
     found += np.array(limit.options.get(stack.maker, np.zeros(len(made))))[:, None]
     found += np.array(limit.options.get(stack.reader, np.zeros(len(read))))[None, :]
-    return float(found[np.ix_(made >= 0, read >= 0)].min(initial=np.inf))
+    found[stack.maker.away, :] = found[:, stack.reader.away] = np.inf
+    return float(found.min(initial=np.inf))
 
 
 def least_rest(

@@ -238,10 +238,9 @@ def add_flow(
     found = [graph.moves[i] for i in every]
     costs = graph.seconds[every] * flow.trips * MICRO
     most = 1.0 if whole else highspy.kHighsInf
-    share = problem.cost.overlap if flow.hideable else 0.0
-    pays = [model.column((1 - share) * c + TIE * MICRO, whole, most) for c in costs.tolist()]
-    if flow.hideable:
-        hidden[flow.region].extend(zip(pays, (costs * share).tolist(), strict=True))
+    hides = costs * problem.hidden_share(flow)[every]
+    pays = [model.column(c + TIE * MICRO, whole, most) for c in (costs - hides).tolist()]
+    hidden[flow.region].extend((p, c) for p, c in zip(pays, hides.tolist(), strict=True) if c)
     sources = [ends.layouts(source) for source in flow.sources]
     shared = len(flow.sinks) > 1
     for sink, used in zip(flow.sinks, by_sink, strict=True):

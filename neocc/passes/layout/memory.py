@@ -244,7 +244,9 @@ def value_kinds(problem: Problem, region: Region, outermost: bool) -> dict[Value
 
 
 def block_bytes(problem: Problem, type: TensorType, layout: Layout) -> int:
-    """Bytes of a device's block, padding of the chip's tiled layout included."""
+    """Bytes of a device's block, padding of the chip's tiled layout included; on the host, none."""
+    if layout.host:
+        return 0
     shape = tuple(d.size // layout.parts(d.name, problem.mesh) for d in type.dims)
     return stored_bytes(problem.cost.chip, shape, type.itemsize)
 

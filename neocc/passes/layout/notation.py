@@ -2,7 +2,8 @@
 
 Each part is what an axis does, then the axis: a dim that it cuts, ``+sum`` (or ``+max``, ``+min``)
 where a layout is partial on it, ``+0+1`` where a strategy passes partial sums of operands 0 and 1
-on. Axes that are not named do nothing; the empty text is "whole on every device".
+on. Axes that are not named do nothing; the empty text is "whole on every device". ``on host`` ends
+a layout that lies in the hosts' memory.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from neocc.ir.mesh import Choice, Layout, Mesh, Partial, Placement, Strategy, Th
 from neocc.ir.types import NAME
 
 ARROW = "->"
+ON_HOST = "on host"
 
 
 def cuts_text(axes: Iterable[Choice | Placement], mesh: Mesh) -> str:
@@ -24,7 +26,8 @@ def cuts_text(axes: Iterable[Choice | Placement], mesh: Mesh) -> str:
 
 
 def layout_text(layout: Layout, mesh: Mesh) -> str:
-    return cuts_text(layout.axes, mesh)
+    cuts = cuts_text(layout.axes, mesh)
+    return f"{cuts} {ON_HOST}".strip() if layout.host else cuts
 
 
 def move_text(source: Layout, target: Layout, mesh: Mesh) -> str:
@@ -66,8 +69,10 @@ def parse_layout_text(text: str, mesh: Mesh) -> Layout:
             return what
         raise LayoutError(f"{what!r} is neither a dim nor +sum, +max or +min")
 
-    parts = parts_of(text, mesh)
-    return Layout(tuple(placement(parts[i]) if i in parts else None for i in range(len(mesh))))
+    cuts = text.strip().removesuffix(ON_HOST)
+    parts = parts_of(cuts, mesh)
+    places = tuple(placement(parts[i]) if i in parts else None for i in range(len(mesh)))
+    return Layout(places, cuts != text.strip())
 
 
 def parse_strategy_text(text: str, mesh: Mesh) -> Strategy:

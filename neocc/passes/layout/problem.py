@@ -87,6 +87,11 @@ class Choice:
     def can_be_off(self) -> bool:
         return None in self.options
 
+    @cached_property
+    def away(self) -> np.ndarray:
+        """The options that hold nothing in a device's memory: to be off, or on the host."""
+        return np.flatnonzero([o is None or getattr(o, "host", False) for o in self.options])
+
 
 @dataclass(frozen=True, eq=False)
 class End:
@@ -142,6 +147,7 @@ class Problem:
     sources: dict[Value, tuple[End, ...]] = field(default_factory=dict)
     slices: dict[Region, int] = field(default_factory=dict)  # non-carried arguments of a body
     graphs: dict[tuple[object, ...], dict[Layout, list[Move]]] = field(default_factory=dict)
+    offloaded: set[tuple[Dim, ...]] = field(default_factory=set)  # of what may go to the host
 
     @cached_property
     def choice_of(self) -> dict[Op, Choice]:
@@ -182,8 +188,18 @@ class Problem:
         graph = self.graphs.setdefault((*type.dims,), {})
         if layout not in graph:
             found = moves(layout, type, self.mesh)
-            graph[layout] = [m for m in found if not m.target.dims & self.uncut]
+            offloaded = type.dims in self.offloaded
+            graph[layout] = [
+                m
+                for m in found
+                if not m.target.dims & self.uncut and (m.axis is not None or offloaded)
+            ]
         return graph[layout]
+
+    def hidden_share(self, flow: Flow) -> np.ndarray:
+        """Of each of a flow's moves, the share that can run behind compute."""
+        hides = self.reshards_of(flow).host | flow.hideable
+        return self.cost.overlap * hides
 
     def seconds(self, flow: Flow, move: Move) -> float:
         """Time of one move of one flow in a whole step."""
@@ -311,10 +327,16 @@ class Builder:
         region: Region,
         partial: bool = False,
         spare: bool = False,
+        offload: bool = False,
     ) -> End:
-        """``partial``: partial sums are layouts too; ``spare``: it may be off."""
+        """``partial``: partial sums are layouts too; ``spare``: it may be off; ``offload``: it may
+        lie on the host."""
         every = layouts(type, self.mesh, partial)
-        found: list[Layout | None] = [lay for lay in every if not lay.dims & self.uncut]
+        here = [lay for lay in every if not lay.dims & self.uncut]
+        found: list[Layout | None] = [*here]
+        if offload:
+            self.problem.offloaded.add(type.dims)
+            found += [lay.moved for lay in here if not lay.partial_axes]
         return self.placed(name, type, region, [*found, None] if spare else found)
 
     def stored(self, info: Input, value: Value) -> End:
@@ -463,12 +485,13 @@ class Builder:
         carries: int | None = None,
     ) -> None:
         self.problem.boundaries[region] = (args, outputs)
+        saved = saved_stacks(region) if self.cost.offload else frozenset()
         sources: dict[Value, tuple[End, ...]] = {}
         sources.update((v, (end,)) for v, end in zip(region.args, args, strict=True))
         sinks: dict[Value, list[End]] = defaultdict(list)
         for op in region.ops:
             if op.kind == "repeat":
-                self.repeat(op, trips, sources, sinks)
+                self.repeat(op, trips, sources, sinks, saved)
                 continue
             if op.kind == "either":
                 sources[op.result] = tuple(end for v in op.operands for end in sources[v])
@@ -500,6 +523,7 @@ class Builder:
         trips: int,
         sources: dict[Value, tuple[End, ...]],
         sinks: dict[Value, list[End]],
+        saved: frozenset[Value],
     ) -> None:
         region, carries = op.regions[0], op.attrs["carries"]
         self.problem.slices[region] = len(region.args) - carries
@@ -507,7 +531,8 @@ class Builder:
         for i, (v, arg) in enumerate(zip(op.operands, region.args, strict=True)):
             # An accumulator may be carried as partial sums, and reduced after the last step.
             name, sums = arg.name or f"argument {i}", i < carries and accumulates(region, arg)
-            end = self.boundary(name, arg.type, region, sums, arg in self.spare.args)
+            off = arg in self.spare.args
+            end = self.boundary(name, arg.type, region, sums, off, v in saved)
             args.append(end)
             sinks[v].append(end)
         spare = self.spare.outputs[region]
@@ -516,7 +541,7 @@ class Builder:
                 end = args[i]
             else:
                 name = out.name or f"output {i}"
-                end = self.boundary(name, out.type, region, partial=True, spare=i in spare)
+                end = self.boundary(name, out.type, region, True, i in spare, v in saved)
             outputs.append(end)
             sources[v] = (end,)
         inner = trips * op.attrs["dim"].size
@@ -549,6 +574,19 @@ def merge_ends(sources: tuple[End, ...], ends: list[End]) -> list[End]:
             continue
         kept.setdefault((end.choice, end.layouts), end)
     return list(kept.values())
+
+
+def saved_stacks(region: Region) -> frozenset[Value]:
+    """Stacked results of loops that only later loops read, slice by slice."""
+    stacks: set[Value] = set()
+    for op in region.ops:
+        first, last = 0, 0
+        if op.kind == "repeat":
+            first = op.attrs["carries"]
+            last = first + op.attrs["stacked"]
+            stacks.update(op.results[first:])
+        stacks.difference_update(v for i, v in enumerate(op.operands) if not first <= i < last)
+    return frozenset(stacks.difference(region.outputs))
 
 
 def hideable_values(region: Region, carries: int) -> set[Value]:

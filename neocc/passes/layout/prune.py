@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,11 +37,10 @@ class Kept:
         return total
 
 
-def everything(problem: Problem, off: Collection[Choice] = ()) -> Kept:
-    """All options, and all moves on a way from what a source may make to what a sink may want;
-    of choices that must be ``off``, only that."""
-    options = {c: np.arange(len(c.options)) for c in problem.choices}
-    options.update((c, np.array([c.options.index(None)])) for c in off)
+def everything(problem: Problem, only: Mapping[Choice, np.ndarray] | None = None) -> Kept:
+    """All options, but for those that have ``only`` some, and all moves on a way from what a
+    source may make to what a sink may want."""
+    options = {c: np.arange(len(c.options)) for c in problem.choices} | dict(only or {})
     moves = {}
     for flow in problem.flows:
         graph = problem.reshards_of(flow)
@@ -57,7 +56,7 @@ def keep(relaxation: Relaxation, slack: float, margin: float) -> Kept:
     what rounding may add, all in microseconds."""
     problem = relaxation.problem
     options = {c: np.flatnonzero(relaxation.slack(c) <= slack) for c in problem.choices}
-    options.update((c, np.array([c.options.index(None)])) for c in relaxation.off)
+    options.update((c, np.intersect1d(options[c], i)) for c, i in relaxation.only.items())
     moves = {flow: [np.zeros(0, np.intp)] * len(flow.sinks) for flow in problem.flows}
     for use, starts, ends, adds in pairs(relaxation):
         flow = use.flow
@@ -66,7 +65,8 @@ def keep(relaxation: Relaxation, slack: float, margin: float) -> Kept:
         if len(flow.sinks) == 1 and flow not in relaxation.limited:
             # Alone on its way, it takes a cheapest one. Where that may hide, what moves count
             # for against ties depends on how much stands over: the cheapest differ by ties.
-            ties = TIE * MICRO * 2 * len(problem.mesh) if flow.hideable else 0.0
+            hides = problem.hidden_share(flow).any()
+            ties = TIE * MICRO * 2 * len(problem.mesh) if hides else 0.0
             spare = np.minimum(spare, ties)
         spare = spare / relaxation.shares[flow][use.sink] + margin
         found = on_the_way(relaxation.ways[flow], starts, ends, spare)

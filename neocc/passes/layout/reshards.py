@@ -14,13 +14,15 @@ from neocc.passes.layout.algebra import Move
 @dataclass(frozen=True, eq=False)
 class Reshards:
     """Every layout that moves lead to from some layouts, numbered; move i goes from layout
-    ``source[i]`` to layout ``target[i]`` and takes ``seconds[i]``."""
+    ``source[i]`` to layout ``target[i]`` and takes ``seconds[i]``; ``host[i]``: to a host's memory
+    or back."""
 
     index: dict[Layout, int]
     moves: list[Move]
     source: np.ndarray
     target: np.ndarray
     seconds: np.ndarray
+    host: np.ndarray
 
     def numbers(self, layouts: Iterable[Layout | None]) -> np.ndarray:
         """Numbers of layouts; -1 for None."""
@@ -79,4 +81,5 @@ def reshards(
         np.array([index[m.source] for m in found], dtype=np.intp),
         np.array([index[m.target] for m in found], dtype=np.intp),
         np.array([seconds(m) for m in found], dtype=float),
+        np.array([m.axis is None for m in found], dtype=bool),
     )

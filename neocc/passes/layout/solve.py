@@ -91,15 +91,16 @@ def solve(
     that many seconds. ``start``: a solution of the same problem that keeps the limits.
     ``time_limit`` in seconds: when it ends, the best assignment so far is returned, with its gap.
     ``prune``: leave out what bounds rule out, which changes no answer. ``relaxation``: one of
-    the same limits that is settled and has good prices; what it has off must be off. ``prove``: if
-    not, the best of what is likely will do. ``below``: seconds; what costs as much is of no use.
+    the same limits that is settled and has good prices; options that it rules out are not taken.
+    ``prove``: if not, the best of what is likely will do. ``below``: seconds; what costs as much is
+    of no use.
 
     Raises:
         Infeasible: no assignment satisfies the limits, or none costs less than ``below``.
         NeoccError: none was found in time.
     """
     clock = Clock(time_limit)
-    every = everything(problem, relaxation.off if relaxation is not None else ())
+    every = everything(problem, relaxation.only if relaxation is not None else None)
     price = None if memory_price is None else memory_price * MICRO
     picked = start.picked if start is not None else None
     if not prune:

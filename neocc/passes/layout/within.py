@@ -105,7 +105,7 @@ def solve_within(
         try:
             found = solve_apart(problem, rows.all, relaxation, enough, seconds)
             if found is None:
-                relaxation.price(prices, frozenset())
+                relaxation.price(prices, {})
                 relaxation.settle()
                 found = solve(problem, rows.all, time_limit=seconds, relaxation=relaxation)
         except Infeasible:

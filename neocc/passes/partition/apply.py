@@ -57,14 +57,16 @@ def apply(
 
 def move_op(move: Move, value: Value, mesh: Mesh, id: int, loc: Loc | None) -> Op:
     """The IR op of one move."""
-    attrs: dict[str, object] = {"axis": mesh.names[move.axis]}
+    attrs: dict[str, object] = {}
+    if move.axis is not None:
+        attrs["axis"] = mesh.names[move.axis]
+        place = move.source.axes[move.axis]
+        if isinstance(place, Partial):
+            attrs["reduction"] = place.op
     if move.dim is not None:
         attrs["dim"] = move.dim
     if move.to is not None:
         attrs["to"] = move.to
-    place = move.source.axes[move.axis]
-    if isinstance(place, Partial):
-        attrs["reduction"] = place.op
     kind = "local_slice" if move.kind == "slice" else move.kind
     result = Value(value.type.with_layout(move.target), value.name)
     return Op(kind, (value,), (result,), {**attrs, "id": id}, loc=loc)

@@ -25,11 +25,12 @@ def sent_bytes(mesh: Mesh) -> Cost:
 
     With p devices on the axis and n the bytes of the larger of the two blocks, a gather, a
     scatter and an all-to-all send n (p-1)/p, an all-reduce twice that. Each move costs one
-    byte more, so that of equal ways the shortest wins; a local slice costs that byte alone.
+    byte more, so that of equal ways the shortest wins; a local slice costs that byte alone, and so
+    does a move to the host or back, which another wire carries.
     """
 
     def cost(move: Move, type: TensorType) -> float:
-        if move.kind == "slice":
+        if move.axis is None or move.kind == "slice":
             return 1.0
         p = mesh.sizes[move.axis]
         n = max(type.local_bytes(mesh, move.source), type.local_bytes(mesh, move.target))

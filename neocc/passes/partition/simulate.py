@@ -16,7 +16,7 @@ import numpy as np
 
 from neocc.ir.errors import IRError, LayoutError
 from neocc.ir.mesh import Layout, Mesh, Partial
-from neocc.ir.ops import COLLECTIVES, OPS, Context
+from neocc.ir.ops import COLLECTIVES, HOST_MOVES, OPS, Context
 from neocc.ir.program import Op, Region, Value
 from neocc.ir.types import DTYPES, TensorType
 from neocc.passes.layout.algebra import Strategy
@@ -147,9 +147,10 @@ class Devices:
         return results
 
     def collective(self, op: Op, x: np.ndarray) -> np.ndarray:
-        type = op.operands[0].type
+        type, kind = op.operands[0].type, op.kind
+        if kind in HOST_MOVES:
+            return x
         axis = self.mesh.index(op.attrs["axis"])
-        kind = op.kind
         if kind in ("all_reduce", "reduce_scatter"):
             x = self.reduce(x, axis, op.attrs["reduction"])
         if kind in ("all_gather", "all_to_all"):
