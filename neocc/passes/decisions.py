@@ -61,11 +61,7 @@ class Decisions:
     @property
     def offload(self) -> bool:
         """Whether anything lies on the hosts."""
-        return any(
-            layout.host
-            for r in self.regions
-            for layout in (*r.arguments.values(), *r.outputs.values())
-        )
+        return any(lay.host for r in self.regions for lay in r.arguments.values())
 
 
 def decisions(plan: Plan) -> Decisions:

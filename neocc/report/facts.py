@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 from neocc.cost.model import product_flops, unskipped_flops
 from neocc.ir.mesh import Layout, Mesh, Partial
-from neocc.ir.ops import ATTENTION
+from neocc.ir.ops import ATTENTION, COLLECTIVES
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.types import TensorType
 from neocc.passes.plan import Collective, Plan, bodies, model_flops
@@ -164,8 +164,13 @@ def tensor_names(plan: Plan) -> dict[int, str]:
     return {
         op.attrs["id"]: origin(op, sources, gradients)
         for op in program.body.walk()
-        if "axis" in op.attrs
+        if op.kind in COLLECTIVES
     }
+
+
+def hosted_bytes(plan: Plan) -> int:
+    """What the host of a device holds for it until the backward pass."""
+    return sum(c.count * c.bytes for c in plan.collectives if c.kind == "to_host")
 
 
 def relabelled(region: Region) -> dict[Value, Value]:

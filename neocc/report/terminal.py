@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from neocc.ir.ops import HOST_MOVES
 from neocc.lower.audit import Audit, summary
 from neocc.passes.plan import Plan
 from neocc.passes.remat import KEEP
@@ -125,6 +126,8 @@ def memory(c: Compilation) -> Group:
     parts = [f"{kind} {bytes_text(n)}" for kind, n in held.by_kind.items() if n > limit * 1e-4]
     whole = f"{bytes_text(held.peak)} of {bytes_text(limit)} usable"
     title = f"Memory of a device: {whole} ({100 * held.peak / limit:.0f} %), at {held.point}"
+    if hosted := facts.hosted_bytes(c.plan):
+        parts.append(f"and on its host {bytes_text(hosted)}")
     return titled(title, Text(f"  {', '.join(parts)}"))
 
 
@@ -135,7 +138,8 @@ def collectives(plan: Plan) -> Group:
     table.add_row(*(Text(h, style="dim") for h in heads))
     shown, rest = facts.cut_after(rows, ROWS)
     for r in shown:
-        over = f"{r.kind.replace('_', '-')} on {r.axis}"
+        kind = r.kind.replace("_", "-")
+        over = kind if r.kind in HOST_MOVES else f"{kind} on {r.axis}"
         region = r.region + ("*" if r.hideable else "")
         moved = f"{bytes_text(r.bytes)} -> {bytes_text(r.result_bytes)}"
         table.add_row(

@@ -193,8 +193,8 @@ def compile_model(
         rivals = clock.time("compare", lambda: tuple(compare_experts(program, plan)))
     remedies: tuple[Remedy, ...] = ()
     if not plan.fits and given is None:
-        parts = plan.ready.microbatches
-        again = Again(model, plan.mesh, target, layout, memory, parts, offload)
+        count = plan.ready.microbatches
+        again = Again(model, plan.mesh, target, layout, memory, count, offload)
         remedies = clock.time("remedies", lambda: tuple(again.remedies()))
     audited = None
     if audit and plan.fits:
