@@ -91,7 +91,7 @@ CASES: tuple[Case, ...] = (
     unfused("v5e", "16x16", "gpt3-small"),
     # Two cores joined, 95 GB: v5p.
     case("v5p", "8x16", "gpt3-175b"),
-    unfused("v5p", "8x16", "gpt3-175b", "Megatron on y", batch=128),
+    unfused("v5p", "16x8", "gpt3-13b", "Megatron on y", batch=128),
     case("v5p", "16x16", "gpt3-175b", "FSDP"),
     unfused("v5p", "8x8", "gpt3-13b", batch=256),
     case("v5p", "4x4x4", "gpt3-13b", "batch:x,heads:y,mlp:y,vocab:y,embd:z", batch=128),
@@ -107,7 +107,7 @@ CASES: tuple[Case, ...] = (
     # v6e: a matrix unit twice as wide.
     case("v6e", "8x8", "gpt3-2.7b", batch=256),
     unfused("v6e", "16x16", "gpt3-6.7b", batch=512),
-    case("v6e", "16x8", "gpt3-13b", MEGATRON, batch=128),
+    case("v6e", "16x8", "gpt3-13b", MEGATRON, batch=64),
     unfused("v6e", "4x4", "gpt3-xl", "FSDP", batch=64),
     case("v6e", "2x4", "gpt2-large", "data parallel", batch=32, recompute=False),
     unfused("v6e", "16", "gpt3-large", batch=64),

@@ -77,7 +77,13 @@ def layers(plan: Plan, record: Record) -> list[tuple[str, float, float]]:
         picked = ((c, i) for c, i in plan.solution.picked.items() if c.region is body.region)
         compute[body.name] = sum(c.seconds[i] for c, i in picked) / body.trips
     clock = CLOCK[plan.chip.name]
-    return [(name, compute[name], cycles / clock) for name, _, cycles in record.loops]
+    trips = {body.name: body.trips for body in bodies(plan.problem.program.body)}
+    # Loops over tiles of attention are part of a layer's time, and none of the plan's.
+    own: dict[str, int] = {}
+    for name, count, cycles in record.loops:
+        if count == trips[name]:
+            own[name] = max(cycles, own.get(name, 0))
+    return [(name, compute[name], cycles / clock) for name, cycles in own.items()]
 
 
 def report(found: list[Score]) -> str:

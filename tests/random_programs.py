@@ -207,6 +207,7 @@ def unary(m: Maker) -> Item:
     grown = 1 + x.bound * x.bound
     options: dict[str, Callable[[], Item]] = {
         "tanh": lambda: m.add(b.tanh(t), 1),
+        "erf": lambda: m.add(b.erf(t), 1),
         "sin": lambda: m.add(b.sin(t), 1),
         "cos": lambda: m.add(b.cos(t), 1),
         "neg": lambda: m.add(-t, x.bound, x.exact),

@@ -82,8 +82,8 @@ from neocc import Dim, Graph, einsum
 PRESETS = {"small": 0}
 def train_step(c):
     g = Graph("small")
-    x = g.data("x", (Dim("batch", 4096), Dim("embd", 4096)), "f32")
-    up = g.parameter("up", (Dim("embd", 4096), Dim("mlp", 8192)))
+    x = g.data("x", (Dim("batch", 4096), Dim("embd", 4096)), "bf16")
+    up = g.parameter("up", (Dim("embd", 4096), Dim("mlp", 8192)), "bf16")
     y = einsum(x, up, "batch mlp")
     return g.build({"y": y, "up": up - einsum(x, y, "embd mlp") * 0.1})
 """

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from neocc.cost.hardware import Chip
 from neocc.cost.roofline import elementwise_time, padded_mnk
+from neocc.cost.vector import REGISTER
 from neocc.ir.ops.attention import PRODUCTS, lowered_tiles, roles
 from neocc.ir.program import Op
 
@@ -18,17 +19,20 @@ UNFUSED = {"attention": 2, "attention_grad": 4}  # products, where no score is m
 @dataclass(frozen=True)
 class AttentionForm:
     """How fused attention runs. ``score_passes``: how often the tiles' scores, in f32, are read or
-    written between ops, counted as traffic of memory."""
+    written between ops, counted as traffic of memory; ``score_cycles``, in its place where a chip's
+    vector units are known: cycles of one core for a register of scores, 1024 of them."""
 
     name: str
     score_passes: float
+    score_cycles: float
 
 
-# Seen in the TPU compiler's estimates for v5e, 16 heads of 128, seq 2048: beyond products and
-# operands, 18 picoseconds a score, forward and backward, with tiles that stay on chip.
-PORTABLE = AttentionForm("a loop over tiles", 3.0)
+# Seen in the TPU compiler's estimates: beyond products and operands, 17 picoseconds a score on v5e
+# and v5p, 24 on v4, forward, with tiles that stay on chip. The two cores of v4 and v5p, which share
+# other work, do not share a step of the loop.
+PORTABLE = AttentionForm("a loop over tiles", 3.0, 26.0)
 # One kernel that holds its tile in registers: FlashAttention, splash attention.
-KERNEL = AttentionForm("a kernel", 0.0)
+KERNEL = AttentionForm("a kernel", 0.0, 0.0)
 
 
 def attention_seconds(chip: Chip, op: Op, parts: Parts, form: AttentionForm) -> float:
@@ -45,6 +49,9 @@ def attention_seconds(chip: Chip, op: Op, parts: Parts, form: AttentionForm) -> 
     if not form.score_passes:
         return max(products, elementwise_time(chip, moved))
     scores = batch * m * n * count // PRODUCTS[op.kind]
+    if chip.vector_clock is not None:
+        cycles = form.score_cycles * scores / REGISTER
+        return chip.cores * (products + cycles / chip.vector_clock) + elementwise_time(chip, moved)
     return products + elementwise_time(chip, moved + 4 * form.score_passes * scores)
 
 

@@ -115,6 +115,7 @@ class Chip:
     host: Link | None  # to the memory of its host; None: not known
     sm: Multiprocessors | None  # GPU
     vector_clock: float | None  # TPU: cycles/s of all the vector units together
+    cores: int  # TPU: that one device joins; each has a share of the vector units
     kernel_overhead: float  # seconds from the end of one kernel to the start of the next; GPU
     sources: tuple[str, ...]
     assumptions: Mapping[str, str] = field(hash=False)  # field of the table -> why
@@ -244,6 +245,7 @@ def _chip(name: str, row: dict[str, Any]) -> Chip:
         host=Link(**row["host_memory"]).shared_by(devices) if "host_memory" in row else None,
         sm=Multiprocessors(**row["sm"]) if "sm" in row else None,
         vector_clock=row.get("vector_clock"),
+        cores=row.get("cores", 1),
         kernel_overhead=row.get("kernel_overhead", 0.0),
         sources=tuple(row["sources"]),
         assumptions=row["assumptions"],

@@ -12,7 +12,7 @@ from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 from neocc.ir.types import Dim
 from neocc.passes.autodiff import gradients
-from neocc.passes.layout.branch import kept_sets, solve_apart
+from neocc.passes.layout.branch import heavy_stacks, kept_sets, solve_apart
 from neocc.passes.layout.memory import limit, peak, points
 from neocc.passes.layout.problem import Problem
 from neocc.passes.layout.solve import Infeasible, floor, solve
@@ -111,7 +111,8 @@ def test_sets_of_stacks_are_largest_and_differ() -> None:
     (point,) = (p for p in points(problem) if p.op is op)
     limits = [limit(problem, point, 0.5 * memory.peak)]
     enough = PATIENCE * fastest.objective
-    sets = kept_sets(problem, limits, floor(problem, limits, enough).prices, enough)
+    heavy, prices = heavy_stacks(problem, limits), floor(problem, limits, enough).prices
+    sets = [set(only) for only in kept_sets(problem, limits, heavy, prices, enough)]
     assert len(sets) > 1
     assert all(all(choice.can_be_off for choice in off) for off in sets)
     assert not any(a < b for a in sets for b in sets)
