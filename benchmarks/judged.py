@@ -28,7 +28,7 @@ from neocc.passes.search import parts_of, search
 from neocc.passes.simplify import simplify
 
 JUDGED = (
-    ("v5e", "gpt2_small"),
+    ("v5p", "gpt3_large_256"),
     ("v5e", "gpt3_PAR_small_256"),
     ("v5e", "gpt3_XL_256_Pile"),
     ("v5p", "gpt3_2-7B_256"),
