@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.apart import run_apart
 from benchmarks.experts import MESH, MOST, cases, rival
 from benchmarks.tpu_record import measure
 from models import gpt
@@ -73,22 +73,8 @@ def judge(case: tuple[str, gpt.Config, str], target: str, which: str) -> dict[st
 
 
 def judge_apart(folder: Path, target: str, name: str, which: str) -> dict[str, object] | None:
-    command = [sys.executable, "-m", "benchmarks.judged", str(folder)]
-    command += ["--one", f"{target}/{name}/{which}"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        print(f"{target} {name} {which}: not compiled within {TIMEOUT:.0f} s", file=sys.stderr)
-        return None
-    rows = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not rows:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        print(f"{target} {name} {which}: {last[0][:400]}", file=sys.stderr)
-        return None
-    return json.loads(rows[-1])
+    command = ["benchmarks.judged", str(folder), "--one", f"{target}/{name}/{which}"]
+    return run_apart(f"{target} {name} {which}", command, TIMEOUT, {})
 
 
 def ratios(row: dict) -> str:

@@ -20,11 +20,11 @@ import gzip
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.apart import run_apart
 from benchmarks.tpu_buffers import FLAGS
 from benchmarks.tpu_cases import CASES, Case
 from benchmarks.tpu_record import Record, StaleError, measure, measure_buffers, plan_case, replay
@@ -35,27 +35,14 @@ TIMEOUT = 1200.0  # seconds that planning and compiling one case may take
 
 
 def compile_apart(case: Case, options: argparse.Namespace) -> Record | None:
-    """Compiles a case in a process of its own: libtpu ends the process on some errors, and the
-    process is the way to end libtpu."""
-    command = [sys.executable, "-m", "benchmarks.tpu_compiler", "--one", case.name]
+    """Compiles a case in a process of its own."""
+    command = ["benchmarks.tpu_compiler", "--one", case.name]
     command += ["--keep", str(options.keep)] if options.keep else []
     command += ["--buffers"] if options.buffers else []
     with tempfile.TemporaryDirectory() as folder:
         dump = {"XLA_FLAGS": FLAGS.format(folder), "NEOCC_XLA_DUMP": folder}
-        environment = {**os.environ, **(dump if options.buffers else {}), "JAX_PLATFORMS": "cpu"}
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=TIMEOUT, env=environment
-            )
-        except subprocess.TimeoutExpired:
-            print(f"{case.name}: not compiled within {TIMEOUT:.0f} s", file=sys.stderr)
-            return None
-    rows = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not rows:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        print(f"{case.name}: {last[0][:400]}", file=sys.stderr)
-        return None
-    return Record.from_json(json.loads(rows[-1]))
+        made = run_apart(case.name, command, TIMEOUT, dump if options.buffers else {})
+    return Record.from_json(made) if made else None
 
 
 def compile_here(case: Case, buffers: bool, keep: Path | None) -> Record:
