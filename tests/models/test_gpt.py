@@ -28,6 +28,7 @@ from neocc.passes.partition import apply, simulate
 from neocc.passes.plan import make_plan
 from neocc.passes.simplify import dead_code
 from tests.models import plain_gpt
+from tests.models.values import batch, parameters, start
 from tests.numpy_executor import run_numpy
 from tests.random_assignments import random_assignment, seeded
 from tests.random_programs import assert_close
@@ -44,25 +45,6 @@ PATTERNS: dict[str, Any] = {
         "double_at_none": True,
     },
 }
-
-
-def batch(c: Config, seed: int = 1) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, c.vocab, (c.batch, c.seq + 1)).astype(np.int32)
-    return {"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}
-
-
-def start(c: Config, seed: int = 0) -> dict[str, np.ndarray]:
-    """Initial parameters and state, pushed off the symmetric values that hide mistakes."""
-    rng = np.random.default_rng(seed)
-    made = run_numpy(gpt.init(c), {"seed": np.uint32(seed)})
-    for n in gpt.weights(c):
-        made[n] = made[n] + 0.1 * rng.standard_normal(made[n].shape).astype(made[n].dtype)
-    return made
-
-
-def parameters(c: Config, values: dict[str, Any]) -> dict[str, Any]:
-    return {n: values[n] for n in gpt.weights(c)}
 
 
 @functools.cache

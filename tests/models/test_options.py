@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from neocc.passes.partition import apply, simulate, verify_partitioned
 from neocc.passes.plan import make_plan
 from neocc.passes.simplify import simplify
 from tests.models import plain_gpt
+from tests.models.values import batch, parameters
+from tests.models.values import start as start_pushed
 from tests.numpy_executor import run_numpy
 from tests.random_assignments import random_assignment, seeded
 from tests.random_programs import assert_close
@@ -69,23 +72,7 @@ def config(option: str) -> Config:
     return replace(WIDE, **OPTIONS[option])
 
 
-def batch(c: Config, seed: int = 1) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, c.vocab, (c.batch, c.seq + 1)).astype(np.int32)
-    return {"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}
-
-
-def start(c: Config, seed: int = 0) -> dict[str, np.ndarray]:
-    """Initial parameters and state, pushed off the symmetric values that hide mistakes."""
-    rng = np.random.default_rng(seed)
-    made = run_numpy(gpt.init(c), {"seed": np.uint32(seed)})
-    for n in gpt.weights(c):
-        made[n] = made[n] + 0.3 * rng.standard_normal(made[n].shape).astype(made[n].dtype)
-    return made
-
-
-def parameters(c: Config, values: dict[str, Any]) -> dict[str, Any]:
-    return {n: values[n] for n in gpt.weights(c)}
+start = functools.partial(start_pushed, push=0.3)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
