@@ -10,6 +10,7 @@ move is at least each sink's use of it.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,16 @@ class Model:
         solver.setOptionValue("threads", THREADS)
         solver.passModel(lp)
         return solver
+
+    def reached(self, solver: highspy.Highs) -> bool:
+        """Whether the columns that a solver returns, if any, cost what it says."""
+        columns = np.array(solver.getSolution().col_value)
+        if not len(columns):
+            return True
+        cost = float(np.array(self.cost) @ columns)
+        return math.isclose(
+            cost, solver.getInfo().objective_function_value, rel_tol=1e-7, abs_tol=1e-3
+        )
 
 
 @dataclass(eq=False)

@@ -218,6 +218,10 @@ def solve_kept(
             chosen = formulation.columns_of(picked)
             solver.setSolution(len(chosen), chosen, np.ones(len(chosen)))
         solver.run()
+        if picked is not None and not formulation.model.reached(solver):
+            # Presolve of HiGHS 1.16 may map a start onto a better point and then return the start.
+            solver = formulation.model.highs(clock.least)
+            solver.run()
         status = solver.getModelStatus()
         info = solver.getInfo()
         if status == highspy.HighsModelStatus.kInfeasible:
