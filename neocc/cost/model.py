@@ -18,14 +18,15 @@ from neocc.cost.attention import (
 from neocc.cost.collectives import collective_time
 from neocc.cost.hardware import Chip, HardwareError
 from neocc.cost.roofline import elementwise_time, matmul_time, product_time
+from neocc.cost.tiling import LANES, copied_seconds, lane_dim
 from neocc.cost.topology import AxisLink, Topology
 from neocc.cost.topology import topology as default_topology
 from neocc.cost.vector import vector_time
-from neocc.ir.mesh import Mesh
+from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.ops import ATTENTION, ELEMENTWISE
 from neocc.ir.ops.attention import PRODUCTS
 from neocc.ir.program import Op, Value
-from neocc.ir.types import Dim
+from neocc.ir.types import Dim, TensorType
 
 VECTOR = ELEMENTWISE | {"reduce"}
 Parts = Callable[[str], int]  # iteration dim -> number of blocks it is cut into
@@ -151,6 +152,25 @@ class CostModel:
         if kind == "slice":
             return elementwise_time(self.chip, 2 * target_bytes)
         return min(collective_time(kind, full_bytes, link) for link in self.links[axis])
+
+    def copy_seconds(
+        self,
+        kind: str,
+        moved: Iterable[str | None],
+        type: TensorType,
+        ends: Sequence[Layout | None],
+    ) -> float:
+        """Time in which a device itself copies what a reshard moves (``cost.tiling``), beside
+        ``move_seconds``. ``moved``: the dims that it gathers or cuts; ``ends``: the layouts before
+        and after."""
+        if kind == "slice" or len(type.dims) < 2:
+            return 0.0
+        lanes = lane_dim(type.dims)
+        shapes = [type.local_shape(self.mesh, layout) for layout in ends]
+        piece = min(shape[type.dims.index(lanes)] for shape in shapes)
+        if lanes.name not in moved or lanes.size % LANES or piece % LANES == 0:
+            return 0.0
+        return copied_seconds(self.chip, max(map(math.prod, shapes)) * type.itemsize)
 
 
 def product_flops(op: Op, parts: Parts) -> int:

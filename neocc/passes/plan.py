@@ -36,7 +36,8 @@ class Collective:
     """One collective of the plan.
 
     bytes: what one device puts in; result_bytes: what it gets out; count: times a step runs it;
-    seconds: of one run; hideable: it can run behind the compute of its region.
+    seconds: of one run; copying: those of them in which the device itself copies, along its lanes;
+    hideable: the others can run behind the compute of its region.
     """
 
     id: int
@@ -49,8 +50,14 @@ class Collective:
     result_bytes: int
     count: int
     seconds: float
+    copying: float
     hideable: bool
     region: str
+
+    @property
+    def behind(self) -> float:
+        """Seconds of a step in which it can run behind compute."""
+        return (self.seconds - self.copying) * self.count if self.hideable else 0.0
 
 
 @dataclass(frozen=True)
@@ -288,6 +295,9 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
             kind = "slice" if op.kind == "local_slice" else op.kind
             to_host = op.kind in HOST_MOVES
             axis = None if to_host else mesh.index(op.attrs["axis"])
+            ends = [v.type.layout for v in (op.operands[0], op.result)]
+            moved = (op.attrs.get("dim"), op.attrs.get("to"))
+            copying = cost.copy_seconds(kind, moved, op.result.type, ends)
             found.append(
                 Collective(
                     id=op.attrs["id"],
@@ -299,7 +309,8 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
                     bytes=before,
                     result_bytes=after,
                     count=body.trips,
-                    seconds=cost.move_seconds(kind, axis, max(before, after), after),
+                    seconds=cost.move_seconds(kind, axis, max(before, after), after) + copying,
+                    copying=copying,
                     # Every leg of a value's way hides or none does: the problem prices them alike.
                     hideable=to_host or whole.get(op.operands[0], op.operands[0]) in hideable,
                     region=body.name,
@@ -320,7 +331,7 @@ def timeline(problem: Problem, solution: Solution, collectives: Iterable[Collect
         by_region[c.region].append(c)
     for body in bodies(problem.program.body):
         here = by_region[body.name]
-        behind = share * sum(c.seconds * c.count for c in here if c.hideable)
+        behind = share * sum(c.behind for c in here)
         total = sum(c.seconds * c.count for c in here)
         hides = min(behind, compute[body.region])
         hidden += hides

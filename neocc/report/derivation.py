@@ -154,7 +154,7 @@ def exposed(plan: Plan) -> Node:
 def hidden(plan: Plan, region: str) -> Node:
     """What of a region's transfers runs behind its compute."""
     overlap = float(plan.problem.cost.overlap)
-    behind = sum(float(c.seconds) * c.count for c in transfers(plan, region) if c.hideable)
+    behind = sum(float(c.behind) for c in transfers(plan, region))
     inside = next(b.region for b in bodies(plan.problem.program.body) if b.name == region)
     picked = plan.solution.picked.items()
     compute = sum(float(c.seconds[i]) for c, i in picked if c.region is inside)

@@ -178,6 +178,7 @@ class Problem:
                 (lay for end in ends for lay in end.layouts if lay is not None),
                 lambda layout, type=type: self.moves_from(layout, type),
                 lambda move, type=type: self.move_seconds(move, type),
+                lambda move, type=type: self.copy_seconds(move, type),
             )
         return found
 
@@ -198,8 +199,8 @@ class Problem:
 
     def hidden_share(self, flow: Flow) -> np.ndarray:
         """Of each of a flow's moves, the share that can run behind compute."""
-        hides = self.reshards_of(flow).host | flow.hideable
-        return self.cost.overlap * hides
+        graph = self.reshards_of(flow)
+        return self.cost.overlap * (graph.host | flow.hideable) * graph.wires
 
     def seconds(self, flow: Flow, move: Move) -> float:
         """Time of one move of one flow in a whole step."""
@@ -208,7 +209,13 @@ class Problem:
     def move_seconds(self, move: Move, type: TensorType) -> float:
         source = type.local_bytes(self.mesh, move.source)
         target = type.local_bytes(self.mesh, move.target)
-        return self.cost.move_seconds(move.kind, move.axis, max(source, target), target)
+        wires = self.cost.move_seconds(move.kind, move.axis, max(source, target), target)
+        return wires + self.copy_seconds(move, type)
+
+    def copy_seconds(self, move: Move, type: TensorType) -> float:
+        """What of a move is work of the device itself, and hides behind nothing."""
+        ends = (move.source, move.target)
+        return self.cost.copy_seconds(move.kind, (move.dim, move.to), type, ends)
 
     def assignment(
         self, picked: dict[Choice, int], used: dict[Value, frozenset[tuple[Layout, Layout]]]

@@ -14,14 +14,15 @@ from neocc.passes.layout.algebra import Move
 @dataclass(frozen=True, eq=False)
 class Reshards:
     """Every layout that moves lead to from some layouts, numbered; move i goes from layout
-    ``source[i]`` to layout ``target[i]`` and takes ``seconds[i]``; ``host[i]``: to a host's memory
-    or back."""
+    ``source[i]`` to layout ``target[i]`` and takes ``seconds[i]``, the share ``wires[i]`` of it on
+    wires; ``host[i]``: to a host's memory or back."""
 
     index: dict[Layout, int]
     moves: list[Move]
     source: np.ndarray
     target: np.ndarray
     seconds: np.ndarray
+    wires: np.ndarray
     host: np.ndarray
 
     def numbers(self, layouts: Iterable[Layout | None]) -> np.ndarray:
@@ -62,8 +63,10 @@ def reshards(
     layouts: Iterable[Layout],
     moves_from: Callable[[Layout], list[Move]],
     seconds: Callable[[Move], float],
+    copies: Callable[[Move], float],
 ) -> Reshards:
-    """All that can be reached from ``layouts``."""
+    """All that can be reached from ``layouts``; ``copies``: of a move's seconds, those in which the
+    device itself copies."""
     index: dict[Layout, int] = {}
     for layout in layouts:
         index.setdefault(layout, len(index))
@@ -75,11 +78,14 @@ def reshards(
                 index[m.target] = len(index)
                 stack.append(m.target)
             found.append(m)
+    takes = np.array([seconds(m) for m in found], dtype=float)
+    wires = takes - np.array([copies(m) for m in found], dtype=float)
     return Reshards(
         index,
         found,
         np.array([index[m.source] for m in found], dtype=np.intp),
         np.array([index[m.target] for m in found], dtype=np.intp),
-        np.array([seconds(m) for m in found], dtype=float),
+        takes,
+        np.divide(wires, takes, out=np.ones_like(takes), where=takes > 0),
         np.array([m.axis is None for m in found], dtype=bool),
     )

@@ -8,11 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neocc.cost.hardware import chip
+from neocc.cost.model import CostModel
+from neocc.ir.builder import Graph, repeat
 from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 from neocc.ir.text import parse_program
+from neocc.ir.types import Dim
 from neocc.passes.layout.objective import TIE, ugliness
-from neocc.passes.layout.problem import Problem, Rules
+from neocc.passes.layout.problem import Problem, Rules, build
 from neocc.passes.layout.solve import Solution, solve
 from neocc.passes.partition import apply
 from neocc.passes.plan import list_collectives, timeline
@@ -153,3 +157,16 @@ def test_what_hides_is_decided_by_the_value_and_not_by_a_copy_on_its_way() -> No
     solution = assert_predicted(problem, mesh)
     assert solution.assignment.moves is not None
     assert len(solution.assignment.moves[first.result]) > 1
+
+
+def test_what_a_device_copies_itself_does_not_hide() -> None:
+    """Weights cut into pieces that are not whole rows of lanes are gathered in a loop."""
+    wide, mesh = Dim("embd", 256), Mesh.parse("4")
+    g = Graph("lanes")
+    x, w = g.data("x", (made.BATCH, wide), "f32"), g.parameter("w", (made.LAYERS, wide, made.MLP))
+    program = g.build({"y": repeat(made.LAYERS, made.layer, x, w)})
+    rules = Rules(stored=lambda info, type, layout: info.name != "w" or layout.cuts("embd") == (0,))
+    problem = build(program, mesh, CostModel.of(chip("v5p"), mesh), rules)
+    assert_predicted(problem, mesh)
+    shares = {s for flow in problem.flows if flow.hideable for s in problem.hidden_share(flow)}
+    assert any(0 < share < problem.cost.overlap for share in shares)
