@@ -1,12 +1,14 @@
 """The GPT-2, GPT-3 and GPT-Neo family: the model, its training step, its initial values.
 
 Dims: batch, seq (the position that asks), memory (the position that is looked at), heads,
-head_dim, embd, mlp, vocab, and layers, along which each layer's weights are stacked.
+head_dim, embd, mlp, vocab, and layers, along which each layer's weights are stacked. In a mixture
+of experts also experts, expert_hidden, and the group, token and slot of ``neocc.nn.experts``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,15 +28,18 @@ from neocc.ir.errors import NeoccError
 from neocc.ir.program import Program
 from neocc.ir.types import Dim
 from neocc.nn import (
+    Experts,
     Masking,
     Weight,
     activate,
+    check_experts,
     cross_entropy,
     dropout,
     entmax_loss,
     layer_norm,
     linear_attention,
     mask_tokens,
+    mixture,
     rotary,
     scale_norm,
     unfused_attention,
@@ -50,6 +55,7 @@ OPTIMIZERS = ("adam", "adafactor")
 WTE_SALT, WPE_SALT, ATTN_SALT, RES_SALT, MLP_SALT = range(1000, 1005)  # one per dropout
 MACARON_SALT, SCORE_SALTS = 1005, (ATTN_SALT, 1006)
 Pattern = tuple[str, ...]  # attention types of consecutive layers
+Kind = tuple[str, bool]  # a layer's attention, and whether its mlp is a mixture of experts
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class Config:
     macaron: bool = (
         False  # half an mlp before attention and half of one after, the first not normed
     )
+    moe_layers: tuple[int, ...] = ()  # those with experts in the place of an mlp
+    experts: Experts | None = None
     share: bool = False  # all layers have the same parameters
     tied: bool = True  # logits from ln_f and the embedding; else from a head of its own, unnormed
     scale_scores: bool = True  # by 1 / sqrt(head_dim); GPT-Neo does not
@@ -127,10 +135,16 @@ class Config:
         return tuple(Dim(n, s) for n, s in sizes.items())
 
     def stacks(self) -> list[tuple[Dim, int, Pattern]]:
-        """One per repeat: its dim, the number of its first layer, and one period of attention."""
+        """One per repeat: its dim, the number of its first layer, and one period of attention. Each
+        period has its experts in the same places."""
         first, found = 0, []
-        for i, (types, times) in enumerate(self.pattern):
-            name = "layers" if len(self.pattern) == 1 else f"layers_{i}"
+        pattern = self.pattern
+        if self.moe_layers:
+            types = [t for types, times in pattern for t in types * times]
+            kinds = periods([(t, i in self.moe_layers) for i, t in enumerate(types)])
+            pattern = tuple((tuple(t for t, _ in period), times) for period, times in kinds)
+        for i, (types, times) in enumerate(pattern):
+            name = "layers" if len(pattern) == 1 else f"layers_{i}"
             found.append((Dim(name, times), first, types))
             first += len(types) * times
         choices = [("attention", t, ATTENTION) for _, _, types in found for t in types]
@@ -141,7 +155,31 @@ class Config:
                 raise NeoccError(f"{self.name}: {field} {value!r}; one of {', '.join(known)}")
         if first != self.layers:
             raise NeoccError(f"{self.name}: attention of {first} layers for {self.layers} layers")
+        if self.moe_layers:
+            if self.experts is None:
+                raise NeoccError(f"{self.name}: moe_layers need experts")
+            check_experts(self.experts)
+            if wrong := [i for i in self.moe_layers if not 0 <= i < self.layers]:
+                raise NeoccError(
+                    f"{self.name}: moe_layers has {wrong[0]}; layers are 0 to {self.layers - 1}"
+                )
         return found
+
+
+def periods(kinds: Sequence[Kind]) -> list[tuple[tuple[Kind, ...], int]]:
+    """The layers as (period, times) pairs in order: each time the shortest period that, repeated,
+    goes furthest."""
+    found: list[tuple[tuple[Kind, ...], int]] = []
+    at = 0
+    while at < len(kinds):
+        rest, best = kinds[at:], (1, 1)
+        for p in range(1, len(rest) // 2 + 1):
+            times = next(t for t in range(1, len(rest) + 1) if rest[t * p :][:p] != rest[:p])
+            if times > 1 and p * times > best[0] * best[1]:
+                best = p, times
+        found.append((tuple(rest[: best[0]]), best[1]))
+        at += best[0] * best[1]
+    return found
 
 
 def weights(c: Config) -> dict[str, Weight]:
@@ -175,8 +213,15 @@ def weights(c: Config) -> dict[str, Weight]:
     }
     if c.glu:
         feed |= {"gate": Weight((embd, mlp), 0.02 * fc_in), "gate_b": Weight((mlp,))}
+    moe: dict[str, Weight] = {}
+    if c.moe_layers and c.experts is not None:
+        experts, hidden = c.experts.experts, Dim("expert_hidden", c.experts.hidden)
+        # Mesh TensorFlow's: by what goes in.
+        moe["gate"] = Weight((embd, experts), c.embd**-0.5)
+        moe["up"] = Weight((experts, embd, hidden), c.embd**-0.5, stacked=1)
+        moe["down"] = Weight((experts, hidden, embd), hidden.size**-0.5, stacked=1)
 
-    def block(kind: str) -> dict[str, dict[str, Weight]]:
+    def block(kind: str, mixed: bool) -> dict[str, dict[str, Weight]]:
         """The weights of a layer, by group."""
         found = {"macaron": feed} if c.macaron else {}
         if kind != "none":
@@ -184,7 +229,7 @@ def weights(c: Config) -> dict[str, Weight]:
             found |= {"ln1": own, "attn": attn | more}
         if kind != "none" or c.double_at_none:
             found["rezero1"] = gain
-        return found | {"ln2": own, "mlp": feed, "rezero2": gain}
+        return found | {"ln2": own, **({"moe": moe} if mixed else {"mlp": feed}), "rezero2": gain}
 
     found = {"wte": Weight((vocab, embd), 0.02)}
     if c.positions == "axial":
@@ -194,12 +239,12 @@ def weights(c: Config) -> dict[str, Weight]:
         found["wpe"] = Weight((seq, embd), 0.01)
     for layers, first, types in stacks:
         for i, kind in enumerate(types):
-            for group, members in block(kind).items():
+            for group, members in block(kind, first + i in c.moe_layers).items():
                 for name, w in members.items():
                     if c.share:
                         found[f"h.{group}.{name}"] = w
                     else:
-                        stack = replace(w, dims=(layers, *w.dims), stacked=1)
+                        stack = replace(w, dims=(layers, *w.dims), stacked=w.stacked + 1)
                         found[f"h{first + i}.{group}.{name}"] = stack
     if c.tied:
         return found | {f"ln_f.{name}": w for name, w in norm.items()}
@@ -255,8 +300,11 @@ def feed_forward(c: Config, x: Tensor, w: Parameters) -> Tensor:
     return einsum(h, w["proj"], "batch seq embd") + w["proj_b"]
 
 
-def layer(c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | None) -> Tensor:
-    """One pre-norm block. Weights are cast inside it, so that they travel as ``dtype``."""
+def layer(
+    c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """One pre-norm block, and the loss[batch] of its experts if it has them. Weights are cast
+    inside it, so that they travel as ``dtype``."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         if c.norm == "rezero":
@@ -280,9 +328,15 @@ def layer(c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | None) -
         x = x + gained(dropout(a, c.res_dropout, seed, RES_SALT), "rezero1")
     elif c.double_at_none:
         x = x + gained(x, "rezero1")
-    h = feed_forward(c, norm(x, "ln2"), part(w, "mlp."))
+    h, loss = norm(x, "ln2"), None
+    if "moe.gate" in w:
+        assert c.experts is not None
+        up, down = (w[f"moe.{n}"].cast(c.dtype) for n in ("up", "down"))
+        h, loss = mixture(h, w["moe.gate"], up, down, c.experts, seed)
+    else:
+        h = feed_forward(c, h, part(w, "mlp."))
     h = dropout(h, c.res_dropout, seed, MLP_SALT)
-    return x + gained(0.5 * h if c.macaron else h, "rezero2")
+    return x + gained(0.5 * h if c.macaron else h, "rezero2"), loss
 
 
 def position_table(c: Config, w: Parameters) -> Tensor | None:
@@ -300,10 +354,14 @@ def position_table(c: Config, w: Parameters) -> Tensor | None:
     return table.merge("axial_1", "axial_2", "position").slice("position", 0, c.dims()[1])
 
 
-def model(c: Config, w: Parameters, tokens: Tensor, seed: Tensor | None) -> Tensor:
-    """tokens[batch, seq] -> logits[batch, seq, vocab] in ``param_dtype``.
+def model(
+    c: Config, w: Parameters, tokens: Tensor, seed: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """tokens[batch, seq] -> logits[batch, seq, vocab] in ``param_dtype``, and the loss[batch] of
+    all mixtures of experts, if there are any.
 
-    ``seed``: for dropout, a u32 scalar to which each layer adds its number; None is for none.
+    ``seed``: for dropout and for experts chosen at random, a u32 scalar to which each layer adds
+    its number; None is for none.
 
     The embedding is looked up in the parameter's own dtype, so that its gradient, which sums
     as many terms as a token occurs, is summed in it too: bf16 stops growing at some 256 terms.
@@ -312,31 +370,50 @@ def model(c: Config, w: Parameters, tokens: Tensor, seed: Tensor | None) -> Tens
     table = position_table(c, w)
     if table is not None:
         x = x + dropout(table, c.embed_dropout, seed, WPE_SALT)
-    x = x.cast(c.dtype)
+    carry = {"x": x.cast(c.dtype)}
+    if c.moe_layers:
+        zero = x.block.emit("constant", (), value=0.0, dtype=c.param_dtype)
+        carry["balance"] = zero.broadcast(tokens.dims[0])
     for layers, first, types in c.stacks():
 
-        def period(x: Tensor, slices: dict, first: int = first, types: Pattern = types) -> Tensor:
+        def period(
+            carry: Parameters, slices: dict, first: int = first, types: Pattern = types
+        ) -> Parameters:
+            after = dict(carry)
             for i, kind in enumerate(types):
-                own = None if seed is None else seed + (slices["period"] * len(types) + (first + i))
-                mine = part(w, "h.") if c.share else part(slices, f"h{first + i}.")
-                x = layer(c, kind, x, mine, own)
-            return x
+                number = first + i
+                own = None if seed is None else seed + (slices["period"] * len(types) + number)
+                mine = slices
+                if c.share:  # those of both kinds have weights
+                    other = "mlp." if number in c.moe_layers else "moe."
+                    mine = {n: t for n, t in w.items() if not n.startswith(f"h.{other}")}
+                mine = part(mine, "h." if c.share else f"h{number}.")
+                after["x"], loss = layer(c, kind, after["x"], mine, own)
+                if loss is not None:
+                    after["balance"] = after["balance"] + loss
+            return after
 
         stacked = {n: t for n, t in w.items() if layers in t.dims}
         if seed is not None:
-            stacked["period"] = iota(x, layers, "u32")
-        x = repeat(layers, period, x, stacked, c.recompute)
+            stacked["period"] = iota(carry["x"], layers, "u32")
+        mixed = any(first + i in c.moe_layers for i in range(len(types)))
+        carried = carry if mixed else {"x": carry["x"]}
+        carry |= repeat(layers, period, carried, stacked, c.recompute)
+    x, balance = carry["x"], carry.get("balance")
     if not c.tied:
         head = w["head.w"].cast(c.dtype)
-        return einsum(x, head, "batch seq vocab", dtype=c.param_dtype) + w["head.b"]
-    h = layer_norm(x, w["ln_f.g"], w["ln_f.b"], x.dim("embd")).cast(c.dtype)
-    wte = w["wte"].cast(c.dtype)
-    return einsum(h, wte, "batch seq vocab", dtype=c.param_dtype)
+        logits = einsum(x, head, "batch seq vocab", dtype=c.param_dtype) + w["head.b"]
+    else:
+        h = layer_norm(x, w["ln_f.g"], w["ln_f.b"], x.dim("embd")).cast(c.dtype)
+        logits = einsum(h, w["wte"].cast(c.dtype), "batch seq vocab", dtype=c.param_dtype)
+    return logits, balance
 
 
-def losses(c: Config, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over all positions, and loss[batch, seq] of each. With ``masking``, a position whose
-    label is its padding counts as 0."""
+def losses(
+    c: Config, logits: Tensor, labels: Tensor, balance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean over all positions, with that of ``balance[batch]`` added, and loss[batch, seq] of each
+    position. With ``masking``, a position whose label is its padding counts as 0."""
     vocab = logits.dim("vocab")
     if c.entmax:
         each = entmax_loss(logits, labels, vocab)
@@ -344,7 +421,8 @@ def losses(c: Config, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         each = cross_entropy(logits, labels, vocab, c.z_loss)
     if c.masking is not None:
         each = select(labels.equals(c.masking.padding), 0.0, each)
-    return each.mean("batch", "seq"), each
+    loss = each.mean("batch", "seq")
+    return loss if balance is None else loss + balance.mean("batch"), each
 
 
 def begin(c: Config, name: str) -> tuple[Graph, Parameters, Tensor]:
@@ -355,19 +433,24 @@ def begin(c: Config, name: str) -> tuple[Graph, Parameters, Tensor]:
 
 
 def mask_seed(c: Config, step: Tensor) -> Tensor | None:
-    """Of a step's dropout masks: each layer adds its number, so steps are ``layers`` apart."""
+    """Of what a step draws: each layer adds its number, so steps are ``layers`` apart."""
     rates = (c.embed_dropout, c.attn_dropout, c.res_dropout)
-    return step.cast("u32") * c.layers if any(rates) else None
+    routes = bool(c.moe_layers) and c.experts is not None and c.experts.draws
+    return step.cast("u32") * c.layers if any(rates) or routes else None
 
 
 def forward(c: Config) -> Program:
     """Parameters, tokens, labels -> logits, loss, loss_batch; without dropout. With ``masking``,
-    of tokens that are masked already."""
+    of tokens that are masked already. Experts are chosen as in evaluation; what their policy
+    draws is the same each time."""
     g, w, tokens = begin(c, "forward")
     labels = g.data("labels", tokens.dims)
     c = replace(c, embed_dropout=0.0, attn_dropout=0.0, res_dropout=0.0)
-    logits = model(c, w, tokens, None)
-    loss, each = losses(c, logits, labels)
+    if c.moe_layers and c.experts is not None:
+        c = replace(c, experts=c.experts.evaluation)
+    seed = mask_seed(c, g.constant(0, "i32")) if c.moe_layers else None
+    logits, balance = model(c, w, tokens, seed)
+    loss, each = losses(c, logits, labels, balance)
     return g.build({"logits": logits, "loss": loss, "loss_batch": each})
 
 
@@ -397,7 +480,8 @@ def train_step(c: Config) -> Program:
     if c.masking is not None:
         tokens, labels = mask_tokens(tokens, c.masking, step.cast("u32"), c.vocab)
     assert labels is not None
-    loss, _ = losses(c, model(c, w, tokens, mask_seed(c, step)), labels)
+    logits, balance = model(c, w, tokens, mask_seed(c, step))
+    loss, _ = losses(c, logits, labels, balance)
     grads = dict(zip(w, gradients(loss, list(w.values())), strict=True))
 
     norm = global_norm(list(grads.values()))
@@ -452,10 +536,16 @@ def gpt3(name: str, layers: int, embd: int, heads: int, batch: int, lr: float) -
     return Config(name, layers, embd, heads, batch=batch, lr=lr, warmup=warmup, steps=steps)
 
 
+def moe(dense: Config, experts: Experts) -> Config:
+    """With experts in every second layer, as Lepikhin et al. 2020 have them."""
+    return replace(dense, moe_layers=tuple(range(1, dense.layers, 2)), experts=experts)
+
+
 TINY = Config("tiny", 2, 32, 4, vocab=64, seq=16, batch=4, dtype="f32", warmup=10, steps=100)
 # The paper's XL has 24 heads of 128, which is not its embd of 2048, and its 13B an embd of 5140,
 # which is not its 40 heads of 128: here 16 heads and 5120. Its 175B has batches of 1536 sequences;
-# here 512, as many as 128 chips of 96 GB hold at a time.
+# here 512, as many as 128 chips of 96 GB hold at a time. gpt-moe is of no paper: 29 B parameters,
+# as wide as the 6.7B, of which a token meets about 6 B.
 PRESETS: dict[str, Config] = {
     c.name: c
     for c in (
@@ -472,6 +562,8 @@ PRESETS: dict[str, Config] = {
         gpt3("gpt3-6.7b", 32, 4096, 32, 1024, 1.2e-4),
         gpt3("gpt3-13b", 40, 5120, 40, 1024, 1e-4),
         gpt3("gpt3-175b", 96, 12288, 96, 512, 0.6e-4),
+        moe(gpt3("gpt-moe", 24, 4096, 32, 256, 1.2e-4), Experts(16, 16384, activation="gelu")),
+        moe(replace(TINY, name="tiny-moe"), Experts(4, 64, group=8)),
     )
 }
 DEFAULT = "gpt3-xl"

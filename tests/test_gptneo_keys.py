@@ -33,6 +33,11 @@ KEYS: dict[str, dict[str, Any]] = {
     "activation": {"activation_fn": "gelu_exact"},
     "entmax": {"entmax_loss": True},
     "masked": MASKED | {"mlm_mask_prob": 0.5, "mlm_random_token_prob": 0.1},
+    "experts": {
+        "moe_layers": [1, 3], "moe_activation": "gelu",
+        "moe_params": {"moe_num_experts": 4, "moe_hidden_size": 64, "moe_group_size": 8},
+        "layout": "batch:x,heads:y,intermediate_expanded:y,experts:x,expert_hidden:y",
+    },
     "adafactor": {"opt_name": "adafactor", "lr_decay": "linear", "beta1": 0.5, "lr": 1.0},
     "microbatches": {"tokens_per_mb_per_replica": 32},
     "recompute": {"recompute_grad": True, "precision": "bfloat16", "res_dropout": 0.1},
@@ -44,7 +49,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "tokens_per_mb_per_replica": 32, "gradient_clipping": 1.0, "weight_decay": 0.1,
     },
 }  # fmt: skip
-QUICK = ("many",)
+QUICK = ("many", "experts")
 SOME = [pytest.param(k, marks=[] if k in QUICK else pytest.mark.slow) for k in KEYS]
 
 

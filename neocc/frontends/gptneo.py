@@ -1,19 +1,19 @@
 """Reads GPT-Neo's model configs (https://github.com/EleutherAI/gpt-neo) as they stand.
 
 Facts about what each key did are from that repository's README and models/gpt2/gpt2.py,
-optimizers.py and model_fns.py, and Mesh TensorFlow's transformer/attention.py.
+optimizers.py and model_fns.py, and Mesh TensorFlow's transformer/attention.py and moe.py.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from neocc.ir.errors import NeoccError
-from neocc.nn import Masking, check_activation
+from neocc.nn import Experts, Masking, Routing, check_activation, check_experts
 
 ATTENTION = ("global", "local", "linear", "none")
 OPTIMIZERS = ("adam", "adafactor")
@@ -30,6 +30,7 @@ MODEL_KEYS = {
     "opt_name", "lr", "lr_decay", "lr_decay_end", "warmup_steps", "train_steps", "beta1", "beta2",
     "epsilon", "ada_epsilon1", "ada_epsilon2", "weight_decay", "gradient_clipping",
     "mesh_shape", "layout", "tokens_per_mb_per_replica",
+    "moe_layers", "moe_params", "moe_activation",
 }  # fmt: skip
 # What GPT-Neo's runs read beside the model: data, checkpoints, evaluation, TPU host loop.
 RUN_KEYS = {
@@ -37,13 +38,29 @@ RUN_KEYS = {
     "predict_batch_size", "eval_steps", "predict_steps", "iterations", "eos_id", "causal", "mode",
     "num_microbatches", "steps_per_checkpoint", "stop_at_token", "remove_partial_sequences",
     "sampling_use_entmax", "temperature", "top_k", "eval_tasks", "use_tpu", "num_cores",
-    "no_dataset", "eot_token", "seed", "moe_params", "auto_layout", "auto_layout_and_mesh_shape",
+    "no_dataset", "eot_token", "seed", "auto_layout", "auto_layout_and_mesh_shape",
     "share_parameters_dim",
 }  # fmt: skip
 # What would make another model: an error where set, nothing where it says what is so anyway.
 UNSUPPORTED = {
-    "moe_layers": "mixture of experts",
     "lightweight_conv_attention": "convolution in place of attention",
+}
+# Keys of moe_params that are read, and those that ask for what is not supported where set.
+MOE_KEYS = {
+    "moe_num_experts", "moe_hidden_size", "moe_group_size", "moe_gating", "moe_loss_coef",
+    "moe_top_n_num_experts_per_token", "moe_capacity_factor_train", "moe_capacity_factor_eval",
+    "moe_min_expert_capacity", "moe_use_second_place_loss", "moe_second_policy_train",
+    "moe_second_policy_eval", "moe_second_threshold_train", "moe_second_threshold_eval",
+    "moe_dropout_rate", "moe_z_loss", "moe_switch_policy_train", "moe_switch_policy_eval",
+    "moe_switch_dropout", "moe_switch_temperature", "moe_switch_jitter",
+}  # fmt: skip
+MOE_UNREAD = {"moe_capacity_factor_second_level", "moe_ntlb_top_k"}  # of other kinds of layers
+MOE_UNSUPPORTED = {
+    "moe_use_experts_attention": "queries and keys of experts",
+    "moe_output_dim": "another size of the output",
+    "moe_word_embed_mode": "routing by word embeddings",
+    "moe_use_second_place_expert_prob": "experts other than the first at random",
+    "moe_use_second_place_expert_prob_temp": "experts other than the first at random",
 }
 HARMLESS = (None, False, 0, [])
 KNOWN = MODEL_KEYS | RUN_KEYS | set(UNSUPPORTED)
@@ -74,8 +91,7 @@ def read(data: Mapping[str, Any]) -> GPTNeo:
         raise NeoccError(f"a GPT-Neo config is a JSON object, not a {type(data).__name__}")
     for key, value in data.items():
         if key not in KNOWN:
-            near = difflib.get_close_matches(key, KNOWN, n=1, cutoff=0.0)[0]
-            raise NeoccError(f"unknown config key {key!r}; the nearest known one is {near!r}")
+            raise unknown("config key", key, KNOWN)
         if key in UNSUPPORTED and value not in HARMLESS:
             raise NeoccError(f"{key} = {value!r} asks for {UNSUPPORTED[key]}: not supported yet")
     for key in REQUIRED:
@@ -145,7 +161,7 @@ def read(data: Mapping[str, Any]) -> GPTNeo:
         "weight_decay": weight_decay,
         "clip": None if clip is None else number(data, "gradient_clipping", float),
     }
-    settings |= architecture(data, notes) | objective(data, notes)
+    settings |= architecture(data, notes) | objective(data, notes) | mixture(data, layers, notes)
     tokens = None
     if data.get("tokens_per_mb_per_replica"):
         tokens = number(data, "tokens_per_mb_per_replica", int, minimum=1)
@@ -239,6 +255,70 @@ def objective(data: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     return {"entmax": entmax, "masking": masking}
 
 
+def mixture(data: Mapping[str, Any], layers: int, notes: list[str]) -> dict[str, Any]:
+    """Settings of the mixture of experts. ``moe_params`` is checked also where no layer is one."""
+    given = data.get("moe_params")
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise NeoccError(
+            f"moe_params is {given!r}; it must be an object like {{'moe_gating': ...}}"
+        )
+    known = MOE_KEYS | MOE_UNREAD | set(MOE_UNSUPPORTED)
+    for key, value in given.items():
+        if key not in known:
+            raise unknown("key of moe_params", key, known)
+        if key in MOE_UNSUPPORTED and value not in HARMLESS:
+            what = MOE_UNSUPPORTED[key]
+            raise NeoccError(f"{key} = {value!r} asks for {what}: not supported yet")
+    activation = data.get("moe_activation") or "relu"
+    if not isinstance(activation, str):
+        raise NeoccError(f"moe_activation is {activation!r}; it must be a name like 'relu'")
+    check_activation(activation)
+    gating = given.get("moe_gating") or "top_2"
+
+    def routing(mode: str, capacity: float) -> Routing:
+        return Routing(
+            capacity=number(given, f"moe_capacity_factor_{mode}", float, capacity),
+            policy=str(given.get(f"moe_second_policy_{mode}") or "random"),
+            threshold=number(given, f"moe_second_threshold_{mode}", float, 0.2),
+            switch=str(given.get(f"moe_switch_policy_{mode}") or "input_jitter"),
+        )
+
+    each = number(given, "moe_top_n_num_experts_per_token", int, 3, minimum=1)
+    temperature = number(given, "moe_switch_temperature", float, 1.0)
+    experts = Experts(
+        count=number(given, "moe_num_experts", int, 16, minimum=1),
+        hidden=number(given, "moe_hidden_size", int, 4096, minimum=1),
+        gating=gating,
+        choices={"top_2": 2, "top_n": each}.get(gating, 1),
+        group=number(given, "moe_group_size", int, 1024, minimum=1),
+        least=number(given, "moe_min_expert_capacity", int, 1, minimum=1),
+        activation=activation,
+        dropout=probability(given, "moe_dropout_rate"),
+        loss=number(given, "moe_loss_coef", float, 1e-2),
+        second_loss=flag(given, "moe_use_second_place_loss"),
+        z_loss=number(given, "moe_z_loss", float, 0.0),
+        jitter=number(given, "moe_switch_jitter", float, 1e-2),
+        input_dropout=number(given, "moe_switch_dropout", float, 0.1),
+        temperature=temperature or 1.0,
+        routing=routing("train", 1.25),
+        evaluating=routing("eval", 2.0),
+    )
+    check_experts(experts)
+    chosen = data.get("moe_layers") or []
+    if not isinstance(chosen, list) or not all(type(i) is int for i in chosen):
+        raise NeoccError(f"moe_layers is {chosen!r}; it must be a list of integers")
+    if wrong := [i for i in chosen if not 0 <= i < layers]:
+        raise NeoccError(f"moe_layers has {wrong[0]}; layers are 0 to {layers - 1}")
+    if not chosen:
+        return {"moe_layers": (), "experts": None}
+    notes.append(
+        "experts take their tokens from groups that lie in one sequence, of the same size on every "
+        "mesh; GPT-Neo's groups depended on the mesh"
+    )
+    return {"moe_layers": tuple(sorted(set(chosen))), "experts": experts}
+
+
 def microbatches(batch: int, seq: int, tokens: int, replicas: int) -> int:
     """Parts of a batch such that each holds at most ``tokens`` on each of the replicas that the
     batch is cut into, or one sequence: Mesh TensorFlow's serialize_num_microbatches. Where the
@@ -295,6 +375,11 @@ def axial_sides(data: Mapping[str, Any]) -> tuple[int, int] | None:
             raise NeoccError(
                 f"axial_pos_emb is {value!r}; it must be two integers, whose product is n_ctx"
             )
+
+
+def unknown(what: str, key: str, known: Collection[str]) -> NeoccError:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+    return NeoccError(f"unknown {what} {key!r}; the nearest known one is {near!r}")
 
 
 def flag(data: Mapping[str, Any], key: str) -> bool:

@@ -63,6 +63,8 @@ def variable_form(weights: Mapping[str, tuple[int, ...]]) -> Form:
             variable = f"{SCOPE}h{layer[1]}/{WITHIN[layer[2]]}{slot}"
         elif layer is None and plain in OUTSIDE:
             variable = f"{SCOPE}{OUTSIDE[plain]}{slot}"
+        elif layer and layer[2].startswith("moe."):
+            raise NeoccError(f"weight {name!r}: experts are not converted yet")
         else:
             raise NeoccError(f"GPT-Neo has no variable for the weight {name!r}")
         parts[name] = Part(variable)

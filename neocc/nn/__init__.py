@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from neocc.nn.activations import ACTIVATIONS, activate, check_activation, gelu
 from neocc.nn.attention import linear_attention, rotary, unfused_attention
+from neocc.nn.experts import Experts, Routing, check_experts, mixture
 from neocc.nn.losses import cross_entropy, entmax, entmax_loss
 from neocc.nn.noise import Masking, dropout, mask_tokens
 from neocc.nn.norms import layer_norm, logsumexp, scale_norm, softmax
@@ -11,10 +12,13 @@ from neocc.nn.weights import Weight
 
 __all__ = [
     "ACTIVATIONS",
+    "Experts",
     "Masking",
+    "Routing",
     "Weight",
     "activate",
     "check_activation",
+    "check_experts",
     "cross_entropy",
     "dropout",
     "entmax",
@@ -24,6 +28,7 @@ __all__ = [
     "linear_attention",
     "logsumexp",
     "mask_tokens",
+    "mixture",
     "rotary",
     "scale_norm",
     "softmax",

@@ -22,6 +22,9 @@ PRODUCTS = {
     "vocab": "logits",
     "mlp": "mlp activations",
     "heads": "queries, keys, values",
+    "expert_hidden": "expert activations",
+    "slot": "tokens at their experts",
+    "experts": "gates of experts",
     "embd": "block outputs",
 }
 
@@ -118,7 +121,7 @@ def activations(plan: Plan) -> list[Row]:
     forward = [b for b in bodies(program.body) if not b.name.endswith("backward")]
     for body in forward:
         for value in body.region.args[: body.carries or 0]:
-            add("residual stream", value.type)
+            add("residual stream" if value.type.names[1:] else "carried sums", value.type)
     for body in sorted(forward, key=lambda b: b.carries is None):
         for op in body.region.ops:
             if op.kind == "einsum" or op.kind in ATTENTION:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neocc.frontends.weights.convert import convert, open_source
+from models.gpt import PRESETS
+from neocc.frontends.weights.convert import convert, open_source, restored
 from neocc.frontends.weights.hf_folder import open_folder
 from neocc.ir.errors import NeoccError
+from neocc.nn import Experts, Masking
 from neocc.runtime import read_checkpoint
 from tests.frontends import hf_models, on_mesh
 
@@ -63,6 +66,19 @@ def test_there_and_back_is_bit_exact(folder: Path, tmp_path: Path, most: float):
     assert {k: v for k, v in own.items() if v is not None} == {
         k: back[k] for k in own if own[k] is not None
     }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"masking": Masking(5, cls=3, ignore=(1, 2))},
+        {"moe_layers": (1,), "experts": Experts(4)},
+    ],
+)
+def test_a_config_comes_back_from_json_as_it_was(change: dict[str, Any]):
+    c = dataclasses.replace(PRESETS["tiny"], attention=((("global", "local"), 1),), **change)
+    assert restored(type(c), json.loads(json.dumps(dataclasses.asdict(c)))) == c
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -11,7 +11,7 @@ import pytest
 from models import gpt
 from neocc.frontends import gptneo
 from neocc.ir.errors import NeoccError
-from neocc.nn import Masking
+from neocc.nn import Experts, Masking, Routing
 
 CONFIGS = Path(__file__).resolve().parents[3] / "shared/data/gptneo_configs"
 COUNTS = {
@@ -113,7 +113,20 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "flat types": ({"attention_types": ["global"] * 19}, "it is a list like"),
     "types as text": ({"attention_types": "global"}, "it is a list like"),
     "no times": ({"attention_types": [[["global"], 0]]}, "it is a list like"),
-    "moe": ({"moe_layers": [2, 4]}, "moe_layers = .* mixture of experts"),
+    "moe layer": ({"moe_layers": [2, 19]}, "moe_layers has 19; layers are 0 to 18"),
+    "moe as a number": ({"moe_layers": 2}, "moe_layers is 2; it must be a list of integers"),
+    "moe key": ({"moe_params": {"num_experts": 4}}, "of moe_params 'num_experts'; .* 'moe_num_exp"),
+    "moe text": ({"moe_params": "top_2"}, "moe_params is 'top_2'; it must be an object"),
+    "hierarchy": ({"moe_params": {"moe_num_experts": [4, 4]}}, r"moe_num_experts is \[4, 4\]"),
+    "gating": ({"moe_params": {"moe_gating": "ntlb"}}, "gating 'ntlb'; one of top_2, top_n"),
+    "policy": ({"moe_params": {"moe_second_policy_eval": "x"}}, "policy 'x'; one of all, none"),
+    "too few experts": ({"moe_params": {"moe_num_experts": 1}}, "chooses 1 to 1 of 1, not 2"),
+    "expert attention": (
+        {"moe_params": {"moe_use_experts_attention": True}},
+        "queries and keys of experts",
+    ),
+    "moe activation": ({"moe_activation": ["relu", "linear"]}, "moe_activation is .* a name"),
+    "expert dropout": ({"moe_params": {"moe_dropout_rate": 1.0}}, "moe_dropout_rate is 1.0"),
     "rotary": ({"rotary_emb": "yes"}, "rotary_emb is 'yes'; it must be true or false"),
     "axial": ({"axial_pos_emb": True}, "axial_pos_emb is True; it must be two integers"),
     "few axial": ({"axial_pos_emb": [4, 4]}, "axial_pos_emb 4 x 4 is 16; n_ctx is 2048"),
@@ -194,6 +207,42 @@ KEYS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"masking": Masking(7, 0.3, 0.2, 0.1, 5, (3, 4), 2)},
         "",
     ),
+    "experts": (
+        {"moe_layers": [4, 1], "moe_params": {}},
+        {"moe_layers": (1, 4), "experts": Experts()},
+        "GPT-Neo's groups depended on the mesh",
+    ),
+    "top_n": (
+        {"moe_layers": [0], "moe_activation": "gelu", "moe_params": {
+            "moe_gating": "top_n", "moe_num_experts": 8, "moe_hidden_size": 64,
+            "moe_top_n_num_experts_per_token": 4, "moe_group_size": 128, "moe_loss_coef": 0.1,
+            "moe_capacity_factor_train": 1.5, "moe_capacity_factor_eval": 3,
+            "moe_min_expert_capacity": 2, "moe_use_second_place_loss": 1, "moe_z_loss": 0.01,
+            "moe_second_policy_train": "threshold", "moe_second_threshold_train": 0.3,
+            "moe_second_policy_eval": "all", "moe_dropout_rate": 0.1, "moe_output_dim": None,
+            "moe_capacity_factor_second_level": 1.0,
+        }},
+        {"experts": Experts(
+            8, 64, "top_n", 4, 128, 2, "gelu", 0.1, 0.1, True, 0.01,
+            routing=Routing(1.5, "threshold", 0.3), evaluating=Routing(3.0, "all"),
+        )},
+        "",
+    ),
+    "switch": (
+        {"moe_layers": [3], "moe_params": {
+            "moe_gating": "switch", "moe_switch_policy_train": "input_dropout",
+            "moe_switch_policy_eval": "argmax", "moe_switch_dropout": 0.2,
+            "moe_switch_jitter": 0.05, "moe_switch_temperature": 2.0,
+        }},
+        {"experts": Experts(
+            gating="switch", choices=1, jitter=0.05, input_dropout=0.2, temperature=2.0,
+            routing=Routing(switch="input_dropout"), evaluating=Routing(2.0, switch="argmax"),
+        )},
+        "",
+    ),
+    "no experts": (
+        {"moe_layers": [], "moe_params": {"moe_num_experts": 4}}, {"experts": None}, ""
+    ),
     "mlm off": ({"mlm_training": False, "mlm_mask_id": 7}, {"masking": None}, ""),
     "adafactor": (
         {"opt_name": "Adafactor", "ada_epsilon1": 1e-20, "ada_epsilon2": 1e-2},
@@ -244,5 +293,5 @@ def test_keys_that_ask_for_nothing_special_pass() -> None:
 
 def test_the_page_of_keys_has_every_key_that_is_read() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "gptneo.md").read_text("utf-8")
-    missing = {k for k in gptneo.MODEL_KEYS if f"`{k}`" not in page}
+    missing = {k for k in gptneo.MODEL_KEYS | gptneo.MOE_KEYS if f"`{k}`" not in page}
     assert not missing

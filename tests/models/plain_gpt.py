@@ -7,6 +7,7 @@ linear attention held for every position, and so on.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,13 +17,15 @@ from models.gpt import Config
 
 
 def unstack(c: Config, w: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Attention type and weights of each layer, in order."""
+    """Attention type and weights of each layer, in order; those of experts or those of an mlp."""
     layers: list[tuple[str, dict[str, Any]]] = []
     for dim, first, types in c.stacks():
         for turn in range(dim.size):
             for i, kind in enumerate(types):
                 head = "h." if c.share else f"h{first + i}."
                 own = {n[len(head) :]: x for n, x in w.items() if n.startswith(head)}
+                other = "mlp." if len(layers) in c.moe_layers else "moe."
+                own = {n: x for n, x in own.items() if not n.startswith(other)}
                 layers.append((kind, own if c.share else {n: x[turn] for n, x in own.items()}))
     return layers
 
@@ -93,7 +96,43 @@ def feed(c: Config, x: Any, w: dict[str, Any], group: str) -> Any:
     return h @ w[f"{group}.proj"] + w[f"{group}.proj_b"]
 
 
-def block(c: Config, kind: str, x: Any, own: dict[str, Any]) -> Any:
+def send(c: Config, x: Any, w: dict[str, Any]) -> tuple[Any, Any]:
+    """One group's tokens[token, embd] through their experts, one token after the other; and the
+    balancing loss. Without what is drawn at random."""
+    assert c.experts is not None
+    e, (tokens, _) = c.experts, x.shape
+    up, down = (jnp.asarray(w[f"moe.{n}"]) for n in ("up", "down"))
+    how = e.routing
+    room = max(min(tokens, int(tokens * how.capacity / e.count)), e.least)
+    logits = x @ w["moe.gate"]
+    p = jax.nn.softmax(logits, -1)
+    order = jnp.argsort(-p, -1)[:, : e.choices]
+    gates = jnp.take_along_axis(p, order, -1)
+    if e.choices > 1:
+        gates = gates / (gates.sum(-1, keepdims=True) + 1e-9)
+    taken, out = jnp.zeros(e.count, int), jnp.zeros_like(x)
+    for n in range(e.choices):
+        for t in range(tokens):
+            to, gate = order[t, n], gates[t, n]
+            wanted = n == 0 or how.policy == "all" or gate > how.threshold
+            fits = jnp.logical_and(wanted, taken[to] < room)
+            y = jax.nn.relu(x[t] @ up[to]) @ down[to]
+            out = out.at[t].add(jnp.where(fits, gate * y, 0.0))
+            taken = taken.at[to].add(fits)
+    first = jax.nn.one_hot(order[:, 0], e.count)
+    balance = (first.mean(0) * p.mean(0)).mean() * e.count**2
+    z = (jax.nn.logsumexp(logits, -1) ** 2).mean()
+    return out, e.loss * (balance + e.z_loss * z)
+
+
+def mixture(c: Config, x: Any, w: dict[str, Any]) -> tuple[Any, Any]:
+    assert c.experts is not None
+    size = max(n for n in range(1, c.experts.group + 1) if c.seq % n == 0)
+    out, loss = jax.vmap(lambda group: send(c, group, w))(x.reshape(-1, size, c.embd))
+    return out.reshape(x.shape), loss.mean()
+
+
+def block(c: Config, kind: str, x: Any, own: dict[str, Any]) -> tuple[Any, Any]:
     before = {
         "layer": lambda x, name: norm(x, own, name),
         "scale": lambda x, name: standard(x) * own[f"{name}.g"],
@@ -108,21 +147,28 @@ def block(c: Config, kind: str, x: Any, own: dict[str, Any]) -> Any:
         x = x + gains[0] * attend(c, kind, before(x, "ln1"), own)
     elif c.double_at_none:
         x = x + gains[0] * x
-    return x + gains[1] * part * feed(c, before(x, "ln2"), own, "mlp")
+    if "moe.gate" in own:
+        y, balance = mixture(c, before(x, "ln2"), own)
+    else:
+        y, balance = feed(c, before(x, "ln2"), own, "mlp"), 0.0
+    return x + gains[1] * part * y, balance
 
 
-def logits(c: Config, w: dict[str, Any], tokens: Any) -> Any:
+def logits(c: Config, w: dict[str, Any], tokens: Any) -> tuple[Any, Any]:
+    """And the balancing losses of all layers."""
     x = w["wte"][tokens]
     if c.positions == "learned":
         x = x + w["wpe"]
     if c.positions == "axial":
         table = (w["wpe_1"][:, None] + w["wpe_2"][None]) / 2
         x = x + table.reshape(-1, c.embd)[: c.seq]
+    balance = 0.0
     for kind, own in unstack(c, w):
-        x = block(c, kind, x, own)
+        x, more = block(c, kind, x, own)
+        balance = balance + more
     if not c.tied:
-        return x @ w["head.w"] + w["head.b"]
-    return norm(x, w, "ln_f") @ w["wte"].T
+        return x @ w["head.w"] + w["head.b"], balance
+    return norm(x, w, "ln_f") @ w["wte"].T, balance
 
 
 @jax.custom_vjp
@@ -158,7 +204,9 @@ entmax.defvjp(entmax_forward, entmax_backward)
 
 
 def loss(c: Config, w: dict[str, Any], tokens: Any, labels: Any) -> Any:
-    z = logits(c, w, tokens)
+    if c.moe_layers and c.experts is not None:
+        c = replace(c, experts=c.experts.evaluation)
+    z, balance = logits(c, w, tokens)
     chosen = jnp.take_along_axis(z, labels[..., None], -1)[..., 0]
     if c.entmax:
         p = entmax(z)
@@ -168,4 +216,4 @@ def loss(c: Config, w: dict[str, Any], tokens: Any, labels: Any) -> Any:
         each = partition - chosen + c.z_loss * partition**2
     if c.masking is not None:
         each = jnp.where(labels == c.masking.padding, 0.0, each)
-    return each.mean()
+    return each.mean() + balance

@@ -175,7 +175,7 @@ def test_presets_have_the_published_sizes() -> None:
         "gpt3-small": 125e6, "gpt3-medium": 356e6, "gpt3-large": 760e6, "gpt3-xl": 1.3e9,
         "gpt3-2.7b": 2.7e9, "gpt3-6.7b": 6.7e9, "gpt3-13b": 13e9, "gpt3-175b": 175e9,
     }  # fmt: skip
-    assert set(counts) == {*published, "tiny"}
+    assert set(counts) == {*published, "tiny", "tiny-moe", "gpt-moe"}
     for n, size in published.items():
         assert counts[n] == pytest.approx(size, rel=0.02), n
 
@@ -366,7 +366,8 @@ def dropped(c: Config) -> Program:
     """The training loss with its gradients, as ``train_step`` builds them."""
     g, w, tokens = gpt.begin(c, "dropped")
     labels = g.data("labels", tokens.dims)
-    loss, _ = gpt.losses(c, gpt.model(c, w, tokens, gpt.mask_seed(c, g.data("step", ()))), labels)
+    logits, _ = gpt.model(c, w, tokens, gpt.mask_seed(c, g.data("step", ())))
+    loss, _ = gpt.losses(c, logits, labels)
     grads = gradients(loss, list(w.values()))
     return g.build({"loss": loss} | {f"d_{n}": d for n, d in zip(w, grads, strict=True)})
 

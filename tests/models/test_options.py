@@ -16,7 +16,7 @@ from neocc.cost.hardware import chip
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
 from neocc.ir.verify import verify
-from neocc.nn import Masking
+from neocc.nn import Experts, Masking, Routing
 from neocc.passes.autodiff import differentiate
 from neocc.passes.microbatch import split_batch
 from neocc.passes.pad import pad_inputs, unpad_outputs
@@ -34,6 +34,8 @@ TINY = replace(PRESETS["tiny"], vocab=24, embd=16, heads=4, seq=8, batch=4, scal
 WIDE = replace(TINY, dtype="f64", param_dtype="f64", window=3)
 MASKING = Masking(mask=23, rate=0.4, same=0.2, random=0.3, cls=22, ignore=(21,))
 PATTERN = ((("global", "linear", "local", "none"), 1),)
+SENT = Routing(capacity=1.5, policy="threshold")
+EXPERTS = Experts(count=4, hidden=12, group=4, loss=0.3, routing=SENT, evaluating=SENT)
 MIXED: dict[str, Any] = {"layers": 4, "attention": PATTERN, "double_at_none": True}
 OPTIONS: dict[str, dict[str, Any]] = {
     "linear": {"attention": ((("global", "linear"), 1),)},
@@ -50,6 +52,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "exact gelu": {"activation": "gelu_exact"},
     "softmax": {"activation": "softmax"},
     "entmax": {"entmax": True},
+    "experts": {"moe_layers": (1,), "experts": EXPERTS},
+    "switches": {
+        "layers": 3, "moe_layers": (0, 1), "norm": "rezero",
+        "experts": replace(EXPERTS, gating="switch", choices=1, z_loss=0.1, activation="relu"),
+    },
+    "experts here and there": {
+        **MIXED, "moe_layers": (0, 3), "share": True, "macaron": True, "glu": True,
+        "experts": replace(EXPERTS, gating="top_n", choices=3, evaluating=Routing(1.0, "all")),
+    },
     "masked": {"masking": MASKING},
     "masked, all kinds": {"masking": MASKING, **MIXED},
     "all at once": {
@@ -64,7 +75,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-COMBINED = ("linear", "masked, all kinds", "all at once", "unfused masked memory")
+COMBINED = (
+    "linear",
+    "experts",
+    "experts here and there",
+    "masked, all kinds",
+    "all at once",
+    "unfused masked memory",
+)
 SOME = [pytest.param(o, marks=[] if o in COMBINED else pytest.mark.slow) for o in OPTIONS]
 
 

@@ -32,6 +32,8 @@ DIGESTS = {
     "gpt3-6.7b": "98e355780d5b16f0",
     "gpt3-13b": "cc197f22ad29dc89",
     "gpt3-175b": "cbe254ed3c32ac08",
+    "gpt-moe": "56d6e1fff0587f16",
+    "tiny-moe": "0d232b842e8db406",
     "gpt2_small": "5fc9e2e743ed3b4a",
     "gpt3_13B_256": "5fcc7e92057ef5cb",
     "gpt3_13B_256_Pile": "36cff5fbc23353ae",

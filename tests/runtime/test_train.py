@@ -19,6 +19,7 @@ from neocc.ir.errors import LayoutError, NeoccError
 from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 from neocc.ir.reference import run_program
+from neocc.nn import Experts, Routing
 from neocc.passes.partition.simulate import simulate
 from neocc.passes.partition.verify import verify_partitioned
 from neocc.passes.plan import Plan, make_plan
@@ -64,6 +65,28 @@ def test_a_dim_that_does_not_divide_trains_alike(mesh: str, layout: str, dim: st
     found = curve(odd, mesh, 10, V5E, layout)
     assert dim in [p.dim for p in found.plan.paddings]
     assert found.off(reference(odd, 10)) < 1e-5
+
+
+SENT = replace(
+    SMALL, layers=2, moe_layers=(1,), experts=Experts(8, 64, group=16, routing=Routing(1.0))
+)
+
+
+def test_a_mixture_of_experts_trains_alike_where_tokens_travel_to_it():
+    base = curve(SENT, "1x1", 15, V5E)
+    found = curve(SENT, "2x4", 15, V5E, "batch:x,batch:y,experts:y")
+    assert "all_to_all" in {c.kind for c in found.plan.collectives}
+    assert found.off(base.losses) < 1e-4
+    assert base.losses[-3:].mean() < 0.9 * base.losses[0]
+
+
+@pytest.mark.slow
+def test_in_64_bits_a_mixture_of_experts_agrees_to_rounding(x64: None):
+    config = wide(SENT)
+    base = reference(config, 20)
+    layouts = ["batch:x,batch:y,experts:y", "batch:x,experts:x,expert_hidden:y", "experts:x"]
+    for layout in layouts:
+        assert curve(config, "2x4", 20, V5E, layout).off(base) < 1e-10
 
 
 @pytest.mark.slow

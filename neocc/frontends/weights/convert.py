@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +186,20 @@ def saved_model(saved: ModelOf, path: Path) -> Model:
         if strange := sorted(saved.config.keys() - known):
             raise NeoccError(f"the configs of {file} have no field {strange[0]!r}")
         with model_file.blamed_on(file):
-            config = kind(**{n: tupled(v) for n, v in saved.config.items()})
+            config = restored(kind, saved.config)
     except NeoccError as error:
         raise NeoccError(f"the model of {path}: {error}") from None
     return Model(file, module, saved.name, config)
+
+
+def restored(kind: Any, fields: Mapping[str, Any]) -> Any:
+    """A dataclass of what ``dataclasses.asdict`` and JSON made of it, those inside it too."""
+    hints = typing.get_type_hints(kind)
+    made = {}
+    for name, value in fields.items():
+        inner = [h for h in (hints[name], *typing.get_args(hints[name])) if is_dataclass(h)]
+        made[name] = restored(inner[0], value) if inner and value is not None else tupled(value)
+    return kind(**made)
 
 
 def tupled(value: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from neocc.ir.errors import LayoutError
@@ -17,7 +17,7 @@ from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.ops import OPS
 from neocc.ir.ops.base import SEQUENTIAL
 from neocc.ir.ops.shape import acted_on
-from neocc.ir.program import Input, Op, Program
+from neocc.ir.program import Input, Op, Program, Value
 from neocc.ir.types import TensorType
 from neocc.passes.layout.algebra import Choice, Strategy, Through
 from neocc.passes.layout.problem import Rules
@@ -34,6 +34,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def parse_layout(text: str, program: Program, mesh: Mesh) -> dict[int, tuple[str, ...]]:
     """Mesh axis index -> the dims it cuts, from ``dim:axis,dim:axis``; an axis of size 1 cuts none.
+
+    Two dims of one axis may meet in a tensor only where one of them is that of experts
+    (``parallel_weights``) and the tensor is no weight: there the plan says which the axis cuts.
 
     Raises:
         LayoutError: a rule is not ``dim:axis``, names an unknown dim or axis, or two of an
@@ -53,15 +56,48 @@ def parse_layout(text: str, program: Program, mesh: Mesh) -> dict[int, tuple[str
             )
         index = mesh.index(axis)
         found[index] = tuple(dict.fromkeys((*found.get(index, ()), dim)))
+    weights = depending_on(program, "parameter") - depending_on(program, "data")
+    apart = parallel_weights(program, weights)
     for index, names in found.items():
         for value in program.values():
-            both = [n for n in names if value.type.has(n)]
+            free = () if value in weights else apart
+            both = [n for n in names if value.type.has(n) and n not in free]
             if len(both) > 1:
                 raise LayoutError(
                     f"layout {text!r}: axis {mesh.names[index]!r} cuts both {both[0]!r} and "
                     f"{both[1]!r}, which meet in the tensor {value!r}; one axis cuts one dim of it"
                 )
     return {index: names for index, names in found.items() if mesh.sizes[index] > 1}
+
+
+def parallel_weights(program: Program, weights: Collection[Value]) -> frozenset[str]:
+    """Dims along which a matrix product has a weight of its own for each index, so that product,
+    weight and what it is multiplied by have it: those of experts."""
+    found: set[str] = set()
+    for op in program.body.walk():
+        if op.kind == "einsum":
+            a, b = op.operands
+            if (a in weights) != (b in weights):
+                found |= {*a.type.names} & {*b.type.names} & {*op.result.type.names}
+    return frozenset(found)
+
+
+def depending_on(program: Program, role: str) -> set[Value]:
+    """The inputs of a role, and every value that depends on one."""
+    found = {v for i, v in program.named_inputs if i.role == role}
+    size = -1
+    while size < len(found):
+        size = len(found)
+        for op in program.body.walk():
+            for region in op.regions:
+                found |= {a for v, a in zip(op.operands, region.args, strict=True) if v in found}
+                ends = zip(op.results, region.outputs, strict=True)
+                found |= {r for r, out in ends if out in found}
+                around = zip(region.args[: op.attrs["carries"]], region.outputs, strict=False)
+                found |= {arg for arg, out in around if out in found}
+            if not op.regions and any(v in found for v in op.operands):
+                found.update(op.results)
+    return found
 
 
 def padded_sizes(
