@@ -22,16 +22,21 @@ from neocc.ir.builder import (
     iota,
     random,
     repeat,
+    scan,
     select,
+    update,
 )
 from neocc.ir.errors import NeoccError
 from neocc.ir.program import Program
 from neocc.ir.types import Dim
 from neocc.nn import (
+    Cached,
     Experts,
     Masking,
+    Place,
     Weight,
     activate,
+    cached_attention,
     check_experts,
     cross_entropy,
     dropout,
@@ -259,8 +264,11 @@ def part(w: Parameters, prefix: str) -> Parameters:
     return {n.removeprefix(prefix): t for n, t in w.items() if n.startswith(prefix)}
 
 
-def attention(c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | None) -> Tensor:
-    """Self-attention: x[batch, seq, embd] -> [batch, seq, embd]. Causal but for ``masking``."""
+def attention(
+    c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | None, cached: Cached | None
+) -> Tensor:
+    """Self-attention: x[batch, seq, embd] -> [batch, seq, embd]. Causal but for ``masking``. With
+    ``cached``, keys and values go there, and a decode step looks at those that are there."""
     _, seq, _, head_dim, *_ = c.dims()
     memory = Dim("memory", c.seq)
     w = {name: t.cast(c.dtype) for name, t in w.items()}
@@ -270,7 +278,10 @@ def attention(c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | Non
         return y + w[f"{name}_b"] if c.qkv_bias else y
 
     def placed(t: Tensor) -> Tensor:
-        return rotary(t, seq, head_dim, c.param_dtype) if c.positions == "rotary" else t
+        if c.positions != "rotary":
+            return t
+        at = cached.place.positions if cached is not None and cached.place is not None else None
+        return rotary(t, seq, head_dim, c.param_dtype, at)
 
     q = placed(project("q"))
     k = placed(project("k")).rename(seq="memory")
@@ -279,7 +290,11 @@ def attention(c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | Non
     window = c.window if kind == "local" else None
     causal, dropped = c.masking is None, seed is not None and c.attn_dropout > 0
     more = (w["mem_k"], w["mem_v"]) if kind == "global" and c.mem_kv else None
-    if kind == "linear":
+    if cached is not None:
+        cached.made.update(k=k, v=v)
+    if cached is not None and cached.past:
+        mixed = cached_attention(q, k, v, cached, window, scale, c.param_dtype, more)
+    elif kind == "linear":
         mixed = linear_attention(q, k, v, causal, c.param_dtype)
     elif c.attention_kernel == "fused" and not dropped and more is None:
         mixed, _ = fused_attention(q, k, v, seq, memory, head_dim, causal, window, scale)
@@ -301,7 +316,12 @@ def feed_forward(c: Config, x: Tensor, w: Parameters) -> Tensor:
 
 
 def layer(
-    c: Config, kind: str, x: Tensor, w: Parameters, seed: Tensor | None
+    c: Config,
+    kind: str,
+    x: Tensor,
+    w: Parameters,
+    seed: Tensor | None,
+    cached: Cached | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """One pre-norm block, and the loss[batch] of its experts if it has them. Weights are cast
     inside it, so that they travel as ``dtype``."""
@@ -324,7 +344,7 @@ def layer(
         h = feed_forward(c, x, part(w, "macaron."))
         x = x + 0.5 * dropout(h, c.res_dropout, seed, MACARON_SALT)
     if kind != "none":
-        a = attention(c, kind, norm(x, "ln1"), part(w, "attn."), seed)
+        a = attention(c, kind, norm(x, "ln1"), part(w, "attn."), seed, cached)
         x = x + gained(dropout(a, c.res_dropout, seed, RES_SALT), "rezero1")
     elif c.double_at_none:
         x = x + gained(x, "rezero1")
@@ -339,8 +359,9 @@ def layer(
     return x + gained(0.5 * h if c.macaron else h, "rezero2"), loss
 
 
-def position_table(c: Config, w: Parameters) -> Tensor | None:
-    """What is added to the embeddings: [seq, embd], or nothing where positions are rotary."""
+def position_table(c: Config, w: Parameters, dim: str = "seq") -> Tensor | None:
+    """What is added to the embeddings: [seq, embd], or nothing where positions are rotary. ``dim``:
+    what the table's seq is called."""
     if c.positions == "rotary":
         return None
     if c.positions == "learned":
@@ -350,8 +371,8 @@ def position_table(c: Config, w: Parameters) -> Tensor | None:
         raise NeoccError(f"{c.name}: {rows} x {columns} axial positions for a seq of {c.seq}")
     table = (w["wpe_1"] + w["wpe_2"]) * 0.5
     if rows * columns == c.seq:
-        return table.merge("axial_1", "axial_2", "seq")
-    return table.merge("axial_1", "axial_2", "position").slice("position", 0, c.dims()[1])
+        return table.merge("axial_1", "axial_2", dim)
+    return table.merge("axial_1", "axial_2", "position").slice("position", 0, Dim(dim, c.seq))
 
 
 def model(
@@ -399,14 +420,16 @@ def model(
         mixed = any(first + i in c.moe_layers for i in range(len(types)))
         carried = carry if mixed else {"x": carry["x"]}
         carry |= repeat(layers, period, carried, stacked, c.recompute)
-    x, balance = carry["x"], carry.get("balance")
+    return logits_of(c, w, carry["x"]), carry.get("balance")
+
+
+def logits_of(c: Config, w: Parameters, x: Tensor) -> Tensor:
+    """x[..., embd] after the last layer -> logits[..., vocab] in ``param_dtype``."""
+    names = (*(n for n in x.type.names if n != "embd"), "vocab")
     if not c.tied:
-        head = w["head.w"].cast(c.dtype)
-        logits = einsum(x, head, "batch seq vocab", dtype=c.param_dtype) + w["head.b"]
-    else:
-        h = layer_norm(x, w["ln_f.g"], w["ln_f.b"], x.dim("embd")).cast(c.dtype)
-        logits = einsum(h, w["wte"].cast(c.dtype), "batch seq vocab", dtype=c.param_dtype)
-    return logits, balance
+        return einsum(x, w["head.w"].cast(c.dtype), names, dtype=c.param_dtype) + w["head.b"]
+    h = layer_norm(x, w["ln_f.g"], w["ln_f.b"], x.dim("embd")).cast(c.dtype)
+    return einsum(h, w["wte"].cast(c.dtype), names, dtype=c.param_dtype)
 
 
 def losses(
@@ -452,6 +475,81 @@ def forward(c: Config) -> Program:
     logits, balance = model(c, w, tokens, seed)
     loss, each = losses(c, logits, labels, balance)
     return g.build({"logits": logits, "loss": loss, "loss_batch": each})
+
+
+def prefill(c: Config, prompt: int | None = None, slots: int | None = None) -> Program:
+    """Parameters, tokens[batch, seq], lengths[batch] -> a cache of ``slots`` positions with the
+    keys and values of the tokens, and logits[batch, vocab] behind the last token of each sequence.
+    The seq is of ``prompt`` tokens, those beyond a sequence's length are padding. Sizes are the
+    config's seq where they are not given."""
+    return sampling(c, "prefill", prompt or c.seq, slots or c.seq)
+
+
+def decode_step(c: Config, slots: int | None = None) -> Program:
+    """Parameters, the cache, tokens[batch, seq], one of each sequence, and their place
+    (``neocc.nn.cache``) -> the cache with their keys and values, and logits[batch, vocab]."""
+    return sampling(c, "decode_step", 1, slots or c.seq)
+
+
+def sampling(c: Config, name: str, given: int, slots: int) -> Program:
+    """The program that is given so many tokens of each sequence. Matrices are stored as ``dtype``,
+    and so is the cache; in the loop over layers it is only read, what is new is written after."""
+    kinds = {t for _, _, types in c.stacks() for t in types}
+    if c.masking is not None or c.moe_layers or "linear" in kinds:
+        # How many tokens an expert takes goes by groups of them, of which a step has one.
+        what = "that finds masked tokens" if c.masking else "with linear attention"
+        what = "with mixtures of experts" if c.moe_layers else what
+        raise NeoccError(f"{c.name}: a model {what} cannot be sampled")
+    if given > slots or (slots > c.seq and c.positions != "rotary"):
+        raise NeoccError(f"{c.name}: {given} tokens in {slots} slots of a context of {c.seq}")
+    g = Graph(f"{c.name}_{name}".replace("-", "_").replace(".", "_"))
+    w = {}
+    for n, p in weights(c).items():
+        dims = [Dim("place", d.size) if n == "wpe" and d.name == "seq" else d for d in p.dims]
+        w[n] = g.parameter(n, dims, c.dtype if p.decays else c.param_dtype)
+    table = position_table(c, w, "place")
+    c = replace(c, seq=given, embed_dropout=0.0, attn_dropout=0.0, res_dropout=0.0)
+    batch, seq, heads, head_dim, *_ = c.dims()
+    slot, cache, place = Dim("slot", slots), {}, None
+    filled = name == "prefill" and given == slots
+    tokens, lengths = g.data("tokens", (batch, seq)), g.data("lengths", (batch,))
+    if name == "decode_step":
+        place = Place(lengths, g.data("filled", ()), g.data("at", ()))
+        for layers, first, types in c.stacks():
+            dims = (layers, batch, slot, heads, head_dim)
+            attending = [i for i, kind in enumerate(types, first) if kind != "none"]
+            names = [f"h{i}.cache.{n}" for i in attending for n in "kv"]
+            cache |= {n: g.state(n, dims, c.dtype) for n in names}
+    x = gather(w["wte"], tokens, "vocab").cast(c.param_dtype)
+    if table is not None:
+        rows = table.slice("place", 0, seq) if place is None else place.rows(table)
+        x = x + rows.cast(c.param_dtype)
+    x = x.cast(c.dtype)
+    after = {}
+    for layers, first, types in c.stacks():
+
+        def period(
+            x: Tensor, slices: Parameters, first: int = first, types: Pattern = types
+        ) -> tuple[Tensor, Parameters]:
+            made = {}
+            for i, kind in enumerate(types):
+                own, key = part(slices, f"h{first + i}."), f"h{first + i}.cache."
+                cached = Cached(past=part(own, "cache."), place=place)
+                x, _ = layer(c, kind, x, part(w, "h.") if c.share else own, None, cached)
+                for n, t in cached.made.items():
+                    made[key + n] = t.rename(memory="slot") if filled else t
+            return x, made
+
+        stacked = {n: t for n, t in (w | cache).items() if layers in t.dims}
+        x, made = scan(layers, period, x, stacked)
+        for n, t in made.items():
+            if place is not None:
+                after[n] = update(cache[n], t.sum("memory"), place.at, slot)
+            else:
+                after[n] = t if filled else t.pad("memory", 0, slot)
+    if place is None:
+        x = select(iota(x, seq).equals(lengths - 1), x, 0.0)
+    return g.build({**after, "logits": logits_of(c, w, x.sum(seq))})
 
 
 def optimizer(c: Config) -> Adam | Adafactor:

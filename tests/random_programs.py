@@ -454,6 +454,21 @@ def scatter_add(m: Maker) -> Item | None:
     return m.add(made, updates.bound * max(1, found.type.size))
 
 
+def update(m: Maker) -> Item | None:
+    if m.smooth:
+        return None
+    x = m.real(lambda i: len(i.type.dims) > 0)
+    if not x.type.dims:
+        return None
+    d = m.pick(x.type.dims)
+    at = m.item(lambda i: i.type.dtype == "i32" and not i.type.dims) or m.input((), "i32")
+    rest = [e for e in x.type.dims if e != d]
+    new = m.item(lambda i: i.type.dtype == x.type.dtype and set(i.type.dims) == set(rest))
+    new = new or m.input(rest, x.type.dtype)
+    made = b.update(x.tensor, new.tensor, at.tensor, d)
+    return m.add(made, max(x.bound, new.bound), x.exact and new.exact)
+
+
 def cumsum(m: Maker) -> Item | None:
     x = m.item(lambda i: len(i.type.dims) > 0 and i.type.dtype in ("i32", m.dtype))
     if x is None or (m.smooth and x.type.dtype == "i32"):
@@ -604,6 +619,7 @@ FAMILIES: dict[str, Callable[[Maker], Item | None]] = {
     "iota": iota,
     "gather": gather,
     "scatter_add": scatter_add,
+    "update": update,
     "cumsum": cumsum,
     "random": random,
     "cast": cast,

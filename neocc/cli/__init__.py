@@ -71,6 +71,10 @@ def compile_command(
     ] = None,
     preset: Annotated[str | None, typer.Option(help="A preset of the model file.")] = None,
     config: Annotated[Path | None, typer.Option(help="A GPT-Neo model config (JSON).")] = None,
+    program: Annotated[
+        str | None,
+        typer.Option(help="What to plan: train, prefill or decode.", show_default="train"),
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(help="The chip: v5e, v5p, v6e, h100, ...", show_default=DEFAULT_TARGET),
@@ -130,11 +134,23 @@ def compile_command(
         if print_after and print_after not in PASSES:
             raise NeoccError(f"no pass {print_after!r}; one of {', '.join(PASSES)}")
         if plan is None:
-            asked = request(model, preset, config, mesh, layout, batch, target, hardware, chips)
+            asked = request(
+                model,
+                preset,
+                config,
+                mesh,
+                layout,
+                batch,
+                target,
+                hardware,
+                chips,
+                program or "train",
+            )
         else:
-            if chips is not None or microbatches is not None or offload:
+            if chips is not None or microbatches is not None or offload or program is not None:
                 raise NeoccError(
-                    "--plan decides mesh, microbatches and what is offloaded: leave them out"
+                    "--plan decides program, mesh, microbatches and what is offloaded: leave them "
+                    "out"
                 )
             asked = planned(plan, model, preset, config, mesh, layout, batch, target, hardware)
         compilation = compile_model(

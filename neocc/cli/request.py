@@ -23,6 +23,7 @@ from neocc.passes.layout.solve import Infeasible
 from neocc.runtime import ModelSource, PlanFile, read_plan
 
 DEFAULT_TARGET = "v5e"
+PROGRAMS = {"train": "train_step", "prefill": "prefill", "decode": "decode_step"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def request(
     target: str | None,
     hardware: Path | None = None,
     chips: int | None = None,
+    program: str = "train",
 ) -> Request:
     """Loads the model. A config file's own mesh and layout count where neither --mesh nor --chips
     is given."""
@@ -67,6 +69,9 @@ def request(
     model = model_file.load(name, preset, config)
     if batch is not None:
         model = model.with_fields(batch=batch)
+    if program not in PROGRAMS:
+        raise NeoccError(f"--program {program!r}; one of {', '.join(PROGRAMS)}")
+    model = replace(model, builds=PROGRAMS[program])
     source = source_of(name, model, config, {} if batch is None else {"batch": batch})
     device = target_chip(target, hardware, DEFAULT_TARGET)
     notes = list(model.notes)
@@ -129,7 +134,7 @@ def source_of(
     name: str, model: model_file.Model, config: Path | None, fields: dict[str, Any]
 ) -> ModelSource:
     preset = model.name if config is None else None
-    return ModelSource(name, preset, str(config) if config else None, fields)
+    return ModelSource(name, preset, str(config) if config else None, fields, model.builds)
 
 
 def planned(
@@ -155,7 +160,8 @@ def planned(
             raise NeoccError("--preset and --config are of a model: name the model file as well")
         model, source = load_source(given)
     else:
-        model = model_file.load(name, preset, config)
+        builds = given.source.program if given.source else "train_step"
+        model = replace(model_file.load(name, preset, config), builds=builds)
         source = source_of(name, model, config, {})
     if batch is not None:
         model = model.with_fields(batch=batch)
@@ -176,6 +182,7 @@ def load_source(given: PlanFile) -> tuple[model_file.Model, ModelSource]:
     config = Path(found(source.config)) if source.config else None
     try:
         model = model_file.load(found(source.file), source.preset, config)
+        model = replace(model, builds=source.program)
         return (model.with_fields(**source.fields) if source.fields else model), source
     except NeoccError as error:
         raise NeoccError(f"the model of {given.path}: {error}") from None

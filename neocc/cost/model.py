@@ -21,7 +21,7 @@ from neocc.cost.roofline import elementwise_time, matmul_time, product_time
 from neocc.cost.tiling import LANES, copied_seconds, lane_dim
 from neocc.cost.topology import AxisLink, Topology
 from neocc.cost.topology import topology as default_topology
-from neocc.cost.vector import vector_time
+from neocc.cost.vector import single_row_time, vector_time
 from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.ops import ATTENTION, ELEMENTWISE
 from neocc.ir.ops.attention import PRODUCTS
@@ -107,8 +107,12 @@ class CostModel:
             if self.chip.vector_clock is not None:
                 moved = (v for v in (*op.operands, op.result) if v not in unmoved)
                 dtype = op.operands[0].type.dtype
+                if on_vector_unit(self.chip, op, parts):
+                    product = single_row_time(self.chip, batch * m * n * k)
+                else:
+                    product = product_time(self.chip, batch, m, n, k, dtype)
                 seconds = max(
-                    product_time(self.chip, batch, m, n, k, dtype),
+                    product,
                     elementwise_time(self.chip, sum(self.local_bytes(v, parts) for v in moved)),
                 )
             return seconds + self.chip.kernel_overhead
@@ -118,6 +122,8 @@ class CostModel:
             return 0.0  # fused into what reads them
         if op.kind == "gather":
             moved = 2 * self.local_bytes(op.result, parts)  # rows, not the whole table
+        elif op.kind == "update":
+            moved = 3 * self.local_bytes(op.operands[1], parts)  # its row read, then written
         elif op.kind == "scatter_add":
             moved = self.local_bytes(op.operands[0], parts) + self.local_bytes(op.result, parts)
         else:
@@ -179,6 +185,15 @@ def product_flops(op: Op, parts: Parts) -> int:
     if op.kind == "einsum":
         return einsum_flops(op, parts)
     return attention_flops(op, parts) if op.kind in ATTENTION else 0
+
+
+def on_vector_unit(chip: Chip, op: Op, parts: Parts) -> bool:
+    """Whether a TPU's compiler makes an einsum a sum on the vector unit: where one operand has no
+    rows, or one, to multiply the other by."""
+    if chip.kind != "tpu" or op.kind != "einsum":
+        return False
+    _, m, n, _ = matmul_sizes(op, parts)
+    return m == 1 or n == 1
 
 
 def unskipped_flops(op: Op) -> int:

@@ -2,7 +2,8 @@
 
 The file defines ``PRESETS`` (name -> config, a dataclass) and ``train_step(config) -> Program``; if
 it likes ``DEFAULT`` (a preset's name), ``config_from_gptneo(dict) -> config`` and ``init(config) ->
-Program``. Whatever goes wrong in it is told with its file and line.
+Program``; and, for a model that is sampled, ``decode_step`` and ``prefill``. Whatever goes wrong in
+it is told with its file and line.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ GPTNEO_DIMS = {
 class Model:
     """A configured model of a user's file.
 
-    ``mesh`` and ``layout``: what its config file asks for, in this project's dim names; ``tokens``
-    of a microbatch on each replica, if it says that; ``notes`` for the report.
+    ``builds``: the function of the file that makes the program to plan. ``mesh`` and ``layout``:
+    what its config file asks for, in this project's dim names; ``tokens`` of a microbatch on each
+    replica, if it says that; ``notes`` for the report.
     """
 
     path: Path
@@ -51,6 +53,14 @@ class Model:
     layout: str | None = None
     notes: tuple[str, ...] = ()
     tokens: int | None = None
+    builds: str = "train_step"
+
+    def program(self) -> Program:
+        """The program that is planned, by the function ``builds`` of the file; raises as
+        ``train_step``, and where the file has no such function."""
+        if not callable(getattr(self.module, self.builds, None)):
+            raise NeoccError(f"{self.path} defines no {self.builds}(config) -> Program")
+        return self._program(self.builds)
 
     def train_step(self) -> Program:
         """The program of one training step.

@@ -310,6 +310,12 @@ def scatter_add(updates: Tensor, ids: Tensor, dim: Dim) -> Tensor:
     return emit("scatter_add", updates, ids, dim=dim)
 
 
+def update(x: Tensor, new: Tensor, at: Tensor, dim: str | Dim) -> Tensor:
+    """``x`` with ``new``, which lacks ``dim``, in its row ``at`` (an i32 scalar) along it; a row
+    beyond either end is dropped. It has no gradient."""
+    return emit("update", x, new, at, dim=dim if isinstance(dim, str) else dim.name)
+
+
 def concat(parts: Sequence[Tensor], dims: Sequence[str], to: Dim) -> Tensor:
     return emit("concat", *parts, dims=tuple(dims), to=to)
 
@@ -377,7 +383,19 @@ def repeat(
     stacked: Tree,
     recompute: bool | None = False,
 ) -> Tree:
-    """Runs ``body(carry, slice of stacked) -> carry`` once per index of ``dim``.
+    """``scan`` of a body that makes nothing but the next carry."""
+    return scan(dim, lambda c, s: (body(c, s), ()), carry, stacked, recompute)[0]
+
+
+def scan(
+    dim: Dim,
+    body: Callable[[Tree, Tree], tuple[Tree, Tree]],
+    carry: Tree,
+    stacked: Tree,
+    recompute: bool | None = False,
+) -> tuple[Tree, Tree]:
+    """Runs ``body(carry, slice of stacked) -> carry, made`` once per index of ``dim``; the last
+    carry, and all that was made, stacked along ``dim``, which comes first.
 
     ``stacked`` tensors have the dim; the body sees them without it. Tensors of the enclosing
     program that the body uses become constant operands. ``recompute``: True, the
@@ -397,8 +415,8 @@ def repeat(
         if dim not in t.dims:
             raise IRError(f"repeat over {dim}: {t.value!r} does not have this dim", loc)
         inner_stack.append(inner.add_arg(t.type.without([dim.name]), t.value.name))
-    out = body(unflatten(carry, iter(inner_carry)), unflatten(stacked, iter(inner_stack)))
-    outputs = [inner.use(t) for t in flatten(out)]
+    out, made = body(unflatten(carry, iter(inner_carry)), unflatten(stacked, iter(inner_stack)))
+    outputs = [inner.use(t) for t in (*flatten(out), *flatten(made))]
     attrs = {
         "dim": dim,
         "carries": len(carries),
@@ -407,7 +425,8 @@ def repeat(
         "recompute": recompute,
     }
     results = close_repeat(inner, [*carries, *stacks], outputs, attrs, loc)
-    return unflatten(carry, iter(results[: len(carries)]))
+    last, rest = results[: len(carries)], results[len(carries) :]
+    return unflatten(carry, iter(last)), unflatten(made, iter(rest))
 
 
 def close_repeat(

@@ -16,7 +16,7 @@ from neocc.ir.ops import HOST_MOVES
 from neocc.lower.hlo import Collective as Compiled
 from neocc.lower.hlo import HloFacts, axes_of, axes_of_pairs, read_hlo
 from neocc.passes.plan import Collective as Planned
-from neocc.passes.plan import Plan
+from neocc.passes.plan import Plan, local_flops
 
 SCOPE = re.compile(r"neocc\.(?:all_gather|all_reduce|reduce_scatter|all_to_all)\.(\d+)")
 SCATTERED = "made an all-reduce and a slice"
@@ -78,7 +78,7 @@ def audit(plan: Plan, text: str, compiled_peak: int, reserved: int) -> Audit:
     facts = read_hlo(text)
     return Audit(
         findings=tuple(pair(plan, facts)),
-        planned_flops=plan.flops,
+        planned_flops=local_flops(plan.partitioned.program.body, plan.mesh, plan.chip),
         compiled_flops=facts.flops,
         planned_peak=plan.memory.peak,
         compiled_peak=compiled_peak,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from neocc.nn.activations import ACTIVATIONS, activate, check_activation, gelu
 from neocc.nn.attention import linear_attention, rotary, unfused_attention
+from neocc.nn.cache import Cached, Place, cached_attention
 from neocc.nn.experts import Experts, Routing, check_experts, mixture
 from neocc.nn.losses import cross_entropy, entmax, entmax_loss
 from neocc.nn.noise import Masking, dropout, mask_tokens
@@ -12,11 +13,14 @@ from neocc.nn.weights import Weight
 
 __all__ = [
     "ACTIVATIONS",
+    "Cached",
     "Experts",
     "Masking",
+    "Place",
     "Routing",
     "Weight",
     "activate",
+    "cached_attention",
     "check_activation",
     "check_experts",
     "cross_entropy",

@@ -55,16 +55,19 @@ def unfused_attention(
         p = drops[0](softmax(scores, "memory")).cast(q.dtype)
         return einsum(p, v, "batch seq heads head_dim")
     always = einsum(q, more[0], "batch heads seq mem", dtype=dtype) * scale
-    p, r = joint_softmax(scores, "memory", always, "mem")
+    p, r = joint_softmax([(scores, "memory"), (always, "mem")])
     p, r = drops[0](p).cast(q.dtype), drops[1](r).cast(q.dtype)
     mixed = einsum(p, v, "batch seq heads head_dim")
     return mixed + einsum(r, more[1], "batch seq heads head_dim")
 
 
-def rotary(x: Tensor, seq: Dim, head_dim: Dim, dtype: str) -> Tensor:
+def rotary(
+    x: Tensor, seq: Dim, head_dim: Dim, dtype: str, positions: Tensor | None = None
+) -> Tensor:
     """``x[..., seq, head_dim]`` with each pair of features (f, f + head_dim / 2) turned by the
     angle position / 10000 ** (2 f / head_dim) (Su et al., 2021, paired as in GPT-Neo and
-    GPT-NeoX). Computed in ``dtype``, returned in x's.
+    GPT-NeoX). ``positions``: integers; by default those along seq. Computed in ``dtype``, returned
+    in x's.
 
     Raises:
         NeoccError: head_dim is odd.
@@ -73,7 +76,7 @@ def rotary(x: Tensor, seq: Dim, head_dim: Dim, dtype: str) -> Tensor:
         raise NeoccError(f"rotary positions need an even head_dim, not {head_dim.size}")
     half, feature = Dim("half", 2), Dim("rotary", head_dim.size // 2)
     rate = exp(iota(x, feature, dtype) * (-2.0 * math.log(10000.0) / head_dim.size))
-    angle = iota(x, seq, dtype) * rate
+    angle = (iota(x, seq, dtype) if positions is None else positions.cast(dtype)) * rate
     pairs = x.cast(dtype).split(head_dim.name, half, feature)
     # (first, second) -> (-second, first)
     turned = pairs.shift("half", 1) - pairs.shift("half", -1)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+
 from neocc.ir.builder import Tensor, detach, exp, log, maximum, rsqrt
 from neocc.ir.types import Dim
 
@@ -12,12 +16,12 @@ def softmax(x: Tensor, dim: str | Dim) -> Tensor:
     return e / e.sum(dim)
 
 
-def joint_softmax(x: Tensor, dim: str | Dim, y: Tensor, other: str | Dim) -> tuple[Tensor, Tensor]:
-    """One softmax over x's ``dim`` and y's ``other`` together, as if they were one long dim."""
-    top = detach(maximum(x.max(dim), y.max(other)))
-    e, f = exp(x - top), exp(y - top)
-    total = e.sum(dim) + f.sum(other)
-    return e / total, f / total
+def joint_softmax(parts: Sequence[tuple[Tensor, str]]) -> list[Tensor]:
+    """One softmax over the named dims of several tensors together, as if they were one long dim."""
+    top = detach(reduce(maximum, [x.max(dim) for x, dim in parts]))
+    e = [exp(x - top) for x, _ in parts]
+    total = reduce(add, [y.sum(dim) for y, (_, dim) in zip(e, parts, strict=True)])
+    return [y / total for y in e]
 
 
 def logsumexp(x: Tensor, dim: str | Dim) -> Tensor:

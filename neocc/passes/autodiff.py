@@ -409,6 +409,10 @@ def no_second_derivative(
     raise IRError("fused attention has no second derivative; write it with einsum and softmax")
 
 
+def no_update_gradient(op: Op) -> tuple[Rule, ...]:
+    raise IRError("update has no gradient: it writes the cache of a model that is sampled", op.loc)
+
+
 def concat_rules(op: Op) -> tuple[Rule, ...]:
     to = op.attrs["to"].name
     rules, start = [], 0
@@ -489,6 +493,7 @@ RULES: dict[str, tuple[Rule, ...] | Callable[[Op], tuple[Rule, ...]]] = {
         ),
     ),
     "concat": concat_rules,
+    "update": no_update_gradient,
     "shift": (lambda op, g, x, y: g.shift(op.attrs["dim"], -op.attrs["by"]),),
     "gather": (table_gradient,),
     "scatter_add": (lambda op, g, x, y: gather_rows(g, x[1], op.attrs["dim"]),),

@@ -438,6 +438,17 @@ def scatter_add(op: Op, operands: list[Value], out: Emitter) -> tuple[list[Value
     return [updates, ids], Fill({**fill.along, **{p.dim: rows for p in out.padder.among([dim])}})
 
 
+def update(op: Op, operands: list[Value], out: Emitter) -> tuple[list[Value], Fill]:
+    """What is written beyond the true size lies in the padding."""
+    fills = [out.fills[v] for v in operands[:2]]
+
+    def known(name: str) -> Scalar | None:
+        first = fills[0].at(name) if name != op.attrs["dim"] else None
+        return first if equal(first, fills[1].at(name)) else None
+
+    return operands, per_dim(op, out, known)
+
+
 def cumsum(op: Op, operands: list[Value], out: Emitter) -> tuple[list[Value], Fill]:
     dim = op.attrs["dim"]
     if not op.attrs["reverse"]:
@@ -534,6 +545,7 @@ RULES: dict[str, Rule] = {
     "rename": rename,
     "gather": gather,
     "scatter_add": scatter_add,
+    "update": update,
     "cumsum": cumsum,
     "shift": shift,
     "split": split,

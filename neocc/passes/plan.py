@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from neocc.cost.hardware import Chip
-from neocc.cost.model import CostModel, formula_flops, product_flops
+from neocc.cost.model import CostModel, formula_flops, on_vector_unit, product_flops
 from neocc.cost.topology import Topology
 from neocc.ir.errors import Loc
 from neocc.ir.mesh import Mesh
@@ -339,15 +339,21 @@ def timeline(problem: Problem, solution: Solution, collectives: Iterable[Collect
     return Timeline(sum(compute.values()), exposed, hidden)
 
 
-def local_flops(region: Region, mesh: Mesh) -> int:
-    """FLOPs of the matrix products that one device runs in a step."""
+def local_flops(region: Region, mesh: Mesh, chip: Chip | None = None) -> int:
+    """FLOPs of the matrix products that one device runs in a step; with ``chip``, of those that
+    its compiler leaves to the matrix unit."""
     total = 0
     for op in region.ops:
         if op.kind == "repeat":
-            total += op.attrs["dim"].size * local_flops(op.regions[0], mesh)
+            total += op.attrs["dim"].size * local_flops(op.regions[0], mesh, chip)
         elif op.kind not in COLLECTIVES:
             strategy: Strategy = op.attrs["strategy"]
-            total += product_flops(op, lambda dim, s=strategy: s.parts(dim, mesh))
+
+            def parts(dim: str, s: Strategy = strategy) -> int:
+                return s.parts(dim, mesh)
+
+            if chip is None or not on_vector_unit(chip, op, parts):
+                total += product_flops(op, parts)
     return total
 
 

@@ -93,6 +93,12 @@ def weights(plan: Plan) -> list[Row]:
     return grouped(((short(i.name), v.type) for i, v in inputs if i.role == "parameter"), plan.mesh)
 
 
+def stored_bytes(plan: Plan) -> int:
+    """Bytes of parameters and state on a device."""
+    inputs = plan.partitioned.program.named_inputs
+    return sum(v.type.local_bytes(plan.mesh) for i, v in inputs if i.role != "data")
+
+
 def unlike_states(plan: Plan) -> list[Row]:
     """State that does not lie as the parameter it belongs to (``w.m`` to ``w``), scalars aside."""
     program = plan.partitioned.program

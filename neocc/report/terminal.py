@@ -31,7 +31,7 @@ def print_report(console: Console, compilation: Compilation) -> None:
 
 def report(c: Compilation) -> Iterable[RenderableType]:
     yield headline(c)
-    yield layouts(c.plan)
+    yield layouts(c)
     yield memory(c)
     yield collectives(c.plan)
     yield times(c)
@@ -84,7 +84,8 @@ def headline(c: Compilation) -> Text:
     return text
 
 
-def layouts(plan: Plan) -> Group:
+def layouts(c: Compilation) -> Group:
+    plan = c.plan
     table = columns("left", "left", "left", "right")
     rows = [("", r) for r in facts.weights(plan)]
     rows += [("state ", r) for r in facts.unlike_states(plan)]
@@ -93,7 +94,8 @@ def layouts(plan: Plan) -> Group:
     table.add_row(Text("as computed", style="dim"))
     for row in facts.activations(plan):
         add_layout(table, plan, row.names[0], row)
-    moments = "" if facts.unlike_states(plan) else "; optimizer state lies as its weight"
+    trains = c.model.builds == "train_step" and not facts.unlike_states(plan)
+    moments = "; optimizer state lies as its weight" if trains else ""
     return titled(f"Layout (weights as stored, bytes a device{moments})", table)
 
 
@@ -123,7 +125,9 @@ def names_text(names: tuple[str, ...], most: int = 4) -> str:
 def memory(c: Compilation) -> Group:
     held = c.plan.memory
     limit = c.plan.memory_limit
-    parts = [f"{kind} {bytes_text(n)}" for kind, n in held.by_kind.items() if n > limit * 1e-4]
+    cache = {} if c.model.builds == "train_step" else {"optimizer state": "keys and values"}
+    kinds = {cache.get(kind, kind): n for kind, n in held.by_kind.items() if n > limit * 1e-4}
+    parts = [f"{kind} {bytes_text(n)}" for kind, n in kinds.items()]
     whole = f"{bytes_text(held.peak)} of {bytes_text(limit)} usable"
     title = f"Memory of a device: {whole} ({100 * held.peak / limit:.0f} %), at {held.point}"
     if hosted := facts.hosted_bytes(c.plan):
@@ -170,6 +174,14 @@ def times(c: Compilation) -> Group:
     if done.skipped:
         body.append(f", {100 * done.skipped:.2g} % of masked scores skipped")
     body.append("\n")
+    if c.model.builds == "decode_step":
+        read = facts.stored_bytes(plan)
+        bound = read / plan.chip.hbm_bandwidth
+        body.append(
+            f"  to read weights and cache once, {bytes_text(read)} a device, takes "
+            f"{seconds_text(bound)} at the full bandwidth of its memory; the step is "
+            f"{t.step / bound:.2f} times that\n"
+        )
     for p in plan.paddings:
         body.append(f"  padded {p}\n")
     for decision in dict.fromkeys(plan.saved.values()):

@@ -35,6 +35,11 @@ class Model(Protocol):
     @property
     def config(self) -> Any: ...
 
+    @property
+    def builds(self) -> str: ...
+
+    def program(self) -> Program: ...
+
     def train_step(self) -> Program: ...
 
     def has(self, field: str) -> bool: ...
@@ -146,7 +151,7 @@ def compile_model(
     microbatches: int | None = 1,
     offload: bool = False,
 ) -> Compilation:
-    """Builds a model's training step and plans it on a mesh of ``target`` chips; ``mesh`` may be a
+    """Builds a model's program and plans it on a mesh of ``target`` chips; ``mesh`` may be a
     number of devices, for the best of all their meshes.
 
     ``layout``: in Mesh TensorFlow's syntax, a constraint. ``memory``: bytes per device that the
@@ -162,7 +167,7 @@ def compile_model(
         HardwareError: no slice of the chip has as many devices.
     """
     clock = Clock()
-    built = clock.time("build", model.train_step)
+    built = clock.time("build", model.program)
     program = clock.time("simplify", lambda: simplify(built))
     best = searched = None
     if given is not None:
@@ -299,7 +304,7 @@ class Again:
     def plan(self) -> Plan:
         """The fastest plan; where it nearly fits, the fastest that does. The search for that takes
         many solves, so one that is far off is given up."""
-        program = simplify(self.model.train_step())
+        program = simplify(self.model.program())
 
         def planned(memory: float) -> Plan:
             made = make_plan(
@@ -350,7 +355,7 @@ class Again:
             yield words, "--offload", replace(self, offload=True)
 
     def more_parts(self) -> Iterator[tuple[str, str, Again]]:
-        for count in parts_of(self.model.train_step()):
+        for count in parts_of(self.model.program()):
             if count > self.microbatches:
                 changed = replace(self, microbatches=count)
                 yield f"{count} microbatches", f"--microbatches {count}", changed

@@ -42,13 +42,14 @@ KIND, SCHEMA = "neocc plan", 1
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model came from: a file, one of its presets or a GPT-Neo config, and the fields of
-    its config that were set."""
+    """Where a program came from: a file, one of its presets or a GPT-Neo config, the fields of
+    its config that were set, and the function of the file that made it."""
 
     file: str
     preset: str | None = None
     config: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+    program: str = "train_step"
 
 
 @dataclass(frozen=True)

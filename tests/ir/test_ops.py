@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -53,6 +54,11 @@ def added(updates: np.ndarray, ids: np.ndarray, size: int) -> np.ndarray:
         if 0 <= ids[at] < size:
             made[ids[at]] += updates[at]
     return made
+
+
+def written(x: np.ndarray, new: np.ndarray, at: int) -> np.ndarray:
+    """Along the last axis."""
+    return np.where(np.arange(x.shape[-1]) == at, new, x)
 
 
 # x[a, b], y[b, a], z[a], n[a, c] (integers), flag[a]
@@ -130,6 +136,15 @@ CASES: dict[str, Case] = {
     "scatter_add": (
         lambda x, y, z, n, p: b.scatter_add(n.cast("f64") * x, n, Dim("rows", 4)),
         added(N[..., None] * X[:, None], N, 4),
+    ),
+    "update": (
+        lambda x, y, z, n, p: b.update(x, z, n.max("a", "c") - 5, "b"),
+        written(X, Z[:, None], 2),
+    ),
+    "update beyond the end": (lambda x, y, z, n, p: b.update(x, z, n.max("a", "c"), "b"), X),
+    "update before the start": (
+        lambda x, y, z, n, p: b.update(x, z, n.reduce("min", "a", "c"), "b"),
+        X,
     ),
     "cumsum": (lambda x, y, z, n, p: x.cumsum("b"), X.cumsum(1)),
     "cumsum from the end": (lambda x, y, z, n, p: x.cumsum("a", True), X[::-1].cumsum(0)[::-1]),
@@ -281,6 +296,26 @@ def test_blocks_of_a_scatter_add_are_rows_of_the_whole(parts: int) -> None:
     assert_close(found.reshape(6, 2), added(updates, ids, 6))
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_blocks_of_an_update_are_blocks_of_the_whole(parts: int) -> None:
+    """Wherever the row is, past either end too; in NumPy on all devices, in JAX on each."""
+    g = Graph("update")
+    table, new = RNG.standard_normal((2, 6)), RNG.standard_normal(2)
+    x, row = g.data("x", [C, Dim("v", 6)], "f64"), g.data("row", [C], "f64")
+    op = op_of(b.update(x, row, g.data("at", (), "i32"), "v"))
+    blocks = np.moveaxis(table.reshape(2, parts, 6 // parts), 1, 0)
+    for at in range(-2, 9):
+        expected = written(table, new[:, None], at).reshape(2, parts, 6 // parts)
+        ctx = Context(np, 1, cut({"v": parts}, {"v": np.arange(parts)}))
+        (found,) = OPS["update"].evaluate(op, [blocks, new[None], np.full(1, at)], ctx)
+        np.testing.assert_array_equal(found, np.moveaxis(expected, 1, 0))
+        for device in range(parts):
+            own = Context(jnp, 0, cut({"v": parts}, {"v": device}))
+            args = [blocks[device].astype(np.float32), new.astype(np.float32), np.int32(at)]
+            (found,) = OPS["update"].evaluate(op, args, own)
+            np.testing.assert_array_equal(found, expected[:, device].astype(np.float32))
+
+
 # Errors
 
 
@@ -305,6 +340,9 @@ def test_blocks_of_a_scatter_add_are_rows_of_the_whole(parts: int) -> None:
         (lambda x, y, z, n, p: b.gather(z, n, "a"), "the ids have the dim 'a'; rename it"),
         (lambda x, y, z, n, p: b.scatter_add(x, n, B), "the updates lack the ids' dim c=2"),
         (lambda x, y, z, n, p: x.cumsum("seq"), "cumsum along 'seq', which"),
+        (lambda x, y, z, n, p: b.update(x, z, n, "b"), "position is i32[a=3, c=2], not an i32"),
+        (lambda x, y, z, n, p: b.update(x, z, n.max("a", "c"), "a"), "is not one row of it"),
+        (lambda x, y, z, n, p: b.update(z, x, n.max("a", "c"), "b"), "update along 'b', which"),
         (lambda x, y, z, n, p: b.random(n, [A], 0), "random's seed is"),
         (lambda x, y, z, n, p: bool(x.sum("a", "b")), "no truth value"),
         (lambda x, y, z, n, p: b.repeat(C, lambda c, s: c, (x,), (z,)), "does not have this dim"),

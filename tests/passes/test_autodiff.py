@@ -235,6 +235,14 @@ def test_bad_requests_say_what_is_wrong() -> None:
         differentiate(g.build({"loss": x.sum("a")}), "cost")
 
 
+def test_an_update_has_no_gradient() -> None:
+    g = Graph("written")
+    x, new = g.parameter("x", (A, B), "f64"), g.parameter("new", (A,), "f64")
+    loss = b.update(x, new, g.data("at", ()), B).sum("a", "b")
+    with pytest.raises(IRError, match=r"test_autodiff.py:\d+: update has no gradient"):
+        gradients(loss, [new])
+
+
 # repeat
 
 

@@ -1,10 +1,20 @@
-"""Ops that know the global index: iota, gather (embedding), scatter_add, cumsum."""
+"""Ops that know the global index: iota, gather (embedding), scatter_add, update, cumsum."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from neocc.ir.ops.base import SEQUENTIAL, Attrs, Context, Iter, OpDef, Space, aligned_space, need
+from neocc.ir.ops.base import (
+    SEQUENTIAL,
+    Attrs,
+    Context,
+    Iter,
+    OpDef,
+    Space,
+    aligned_space,
+    need,
+    transpose_to,
+)
 from neocc.ir.program import Op
 from neocc.ir.types import DTYPES, TensorType
 
@@ -109,6 +119,41 @@ def evaluate_scatter_add(op: Op, args: list[Any], ctx: Context) -> list[Any]:
     return [out.reshape((*shape, local, *tail))]
 
 
+def infer_update(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    need(len(types) == 3, "update takes three operands: what is written to, what, and where")
+    x, new, at = types
+    dim = attrs["dim"]
+    need(at.dtype == "i32" and not at.dims, f"update's position is {at}, not an i32 scalar")
+    need(x.dtype == new.dtype, f"update of {x.dtype} by {new.dtype}; cast one")
+    need(x.has(dim), f"update along {dim!r}, which {x} does not have")
+    same = set(new.dims) == set(x.without([dim]).dims)
+    need(same, f"update of {x} along {dim!r} by {new}, which is not one row of it")
+    return (x,)
+
+
+def evaluate_update(op: Op, args: list[Any], ctx: Context) -> list[Any]:
+    """``x`` with ``new`` in its row ``at`` along the dim, wherever the device has that row: one
+    beyond either end is dropped."""
+    x, new, at = args
+    xp, lead, t = ctx.xp, ctx.lead, op.operands[0].type
+    dim, rank = op.attrs["dim"], len(t.dims)
+    axis, size = ctx.axis(t, dim), t.dim(dim).size
+    new = transpose_to(new, op.operands[1].type.names, t.names, ctx)
+    if lead or xp.__name__ == "numpy":
+        here = ctx.index(dim, size, rank, axis - lead) == at.reshape(at.shape + (1,) * rank)
+        return [xp.where(here, new, x)]
+    local, offset = ctx.block(dim, size)
+    if not x.size:
+        return [x]
+    # In place, where the operand may be overwritten: one row is read and written.
+    from jax import lax
+
+    row = xp.clip(at - offset, 0, local - 1)
+    before = lax.dynamic_slice_in_dim(x, row, 1, axis)
+    after = xp.where(row + offset == at, new, before)
+    return [lax.dynamic_update_slice_in_dim(x, after, row, axis)]
+
+
 def infer_cumsum(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
     (t,) = types
     need(t.has(attrs["dim"]), f"cumsum along {attrs['dim']!r}, which {t} does not have")
@@ -134,6 +179,7 @@ DEFS = {
     "scatter_add": OpDef(
         infer_scatter_add, scatter_add_space, evaluate_scatter_add, lambda op: (frozenset({0}),)
     ),
+    "update": OpDef(infer_update, aligned_space, evaluate_update, lambda op: (frozenset({0, 1}),)),
     "cumsum": OpDef(
         infer_cumsum,
         lambda op: aligned_space(op, {op.attrs["dim"]: SEQUENTIAL}),

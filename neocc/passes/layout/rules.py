@@ -129,8 +129,9 @@ def padded_sizes(
 
 
 def cuttable(op: Op) -> frozenset[str]:
+    """Dims that an axis may cut; of one element (a decode step's seq) there is nothing to cut."""
     space = OPS[op.kind].space(op)
-    return frozenset(i.name for i in space.iters if i.kind != SEQUENTIAL)
+    return frozenset(i.name for i in space.iters if i.kind != SEQUENTIAL and i.size != 1)
 
 
 def given_layout(given: Mapping[int, tuple[str, ...]]) -> Rules:

@@ -1,0 +1,96 @@
+"""Keys and values of the positions before, which a model keeps while it is sampled.
+
+A cache has a row per slot. Prompts of unequal length are padded on the right to the same number of
+slots, and what is generated goes to the slots behind, the same one for every sequence: slot s holds
+position s of a prompt, and position length + s - filled after it, where the first ``filled`` slots
+are the prompts'. A slot between a prompt's end and ``filled`` holds nothing that is ever seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from neocc.ir.builder import Tensor, einsum, gather, iota, select
+from neocc.ir.types import Dim
+from neocc.nn.norms import joint_softmax
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a decode step stands: ``lengths[batch]`` of the prompts, the slots that they
+    ``filled``, and the slot ``at`` of the token that it is given; all i32."""
+
+    lengths: Tensor
+    filled: Tensor
+    at: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        """Of the token that each sequence is given: [batch]."""
+        return self.lengths + (self.at - self.filled)
+
+    def rows(self, table: Tensor) -> Tensor:
+        """Those of table[place, ...] that the tokens have: [batch, ...]."""
+        return gather(table, self.positions, table.dims[0])
+
+    def seen(self, slots: Dim, window: int | None) -> Tensor:
+        """Which slots the token sees, bool[batch, slots]: those before its own that hold a
+        position, and only the ``window`` - 1 nearest if there is one."""
+        slot = iota(self.lengths, slots)
+        prompt = slot < self.lengths
+        if window is None:
+            return prompt | ((self.filled <= slot) & (slot < self.at))
+        near = prompt & (self.positions < slot + window)
+        later = (self.filled <= slot) & (slot < self.at) & (self.at < slot + window)
+        return near | later
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What one layer's attention puts into the cache, and in a decode step what is there.
+
+    made: filled by the layer: k and v[batch, memory, heads, head_dim] of the positions it is
+    given. past: those of the positions before, [batch, slot, heads, head_dim], with ``place``.
+    """
+
+    made: dict[str, Tensor] = field(default_factory=dict)
+    past: dict[str, Tensor] = field(default_factory=dict)
+    place: Place | None = None
+
+
+# Each query is asked so many times over. A TPU's compiler makes a product with one row a sum on the
+# vector unit, six times slower than eight rows on the matrix unit (libtpu 0.0.42, by its cycles).
+ROWS = Dim("rows", 8)
+
+
+def cached_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cached: Cached,
+    window: int | None,
+    scale: float,
+    dtype: str,
+    more: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Attention of one position a sequence, q[batch, seq, heads, head_dim] with a seq of 1: over
+    what is in the cache, its own k and v[batch, memory, heads, head_dim], and ``more``, keys and
+    values [mem, heads, head_dim] that are always seen. Scores and softmax run in ``dtype``."""
+    assert cached.place is not None
+    past_k, past_v = cached.past["k"], cached.past["v"]
+    slots = next(d for d in past_k.dims if not k.type.has(d.name))
+    rows = q.broadcast(*q.dims[:2], ROWS, *q.dims[2:])
+    scores = einsum(rows, past_k, ("batch", "heads", "seq", "rows", slots.name), dtype=dtype)
+    scores = select(cached.place.seen(slots, window), scores * scale, -1e10)
+    own = (q.cast(dtype) * k.cast(dtype)).sum("head_dim") * scale
+    parts = [(scores, slots.name), (own, "memory")]
+    if more is not None:
+        parts.append(
+            (einsum(rows, more[0], "batch heads seq rows mem", dtype=dtype) * scale, "mem")
+        )
+    p, one, *rest = (x.cast(q.dtype) for x in joint_softmax(parts))
+    mixed = einsum(p, past_v, "batch seq rows heads head_dim")
+    if more is not None:
+        mixed = mixed + einsum(rest[0], more[1], "batch seq rows heads head_dim")
+    mixed = mixed + (one * v).sum("memory")
+    return mixed.slice("rows", 0, Dim("row", 1)).sum("row")
