@@ -76,9 +76,11 @@ def audit(plan: Plan, text: str, compiled_peak: int, reserved: int) -> Audit:
         HloError: the text holds a collective in a form that is not known.
     """
     facts = read_hlo(text)
+    body, mesh = plan.partitioned.program.body, plan.mesh
+    summed = local_flops(body, mesh) - local_flops(body, mesh, plan.chip)
     return Audit(
         findings=tuple(pair(plan, facts)),
-        planned_flops=local_flops(plan.partitioned.program.body, plan.mesh, plan.chip),
+        planned_flops=plan.flops - summed,
         compiled_flops=facts.flops,
         planned_peak=plan.memory.peak,
         compiled_peak=compiled_peak,
