@@ -58,7 +58,7 @@ def commands() -> list[str]:
 
 
 def quick(command: str) -> bool:
-    if PLAN in command or "convert" in command:
+    if PLAN in command or command.split()[1] in ("convert", "generate", "evaluate"):
         return True
     return "tiny" in command or "perceptron" in command or command.split()[2] == "models/gpt.py"
 
@@ -157,7 +157,9 @@ def options(command: str) -> set[str]:
     return {o for p in found for o in (*p.opts, *p.secondary_opts) if o.startswith("--")}
 
 
-@pytest.mark.parametrize("command", ["compile", "sweep", "explain", "compare", "convert"])
+@pytest.mark.parametrize(
+    "command", ["compile", "sweep", "explain", "compare", "convert", "generate"]
+)
 def test_every_option_is_documented_and_none_that_is_not_there(command: str):
     text = (ROOT / "docs" / "cli.md").read_text("utf-8")
     part = text.split(f"# neocc {command}\n")[1].split("\n# ")[0]

@@ -19,6 +19,7 @@ from neocc.cli.calibrate import calibrate_command
 from neocc.cli.compare import compare_command
 from neocc.cli.convert import convert_command
 from neocc.cli.explain import explain_command
+from neocc.cli.generate import generate_command
 from neocc.cli.request import (
     DEFAULT_TARGET,
     bytes_of,
@@ -289,6 +290,7 @@ app.command("sweep")(sweep_command)
 app.command("explain")(explain_command)
 app.command("compare")(compare_command)
 app.command("convert")(convert_command)
+app.command("generate")(generate_command)
 
 
 def start(init_from: Path | None, resume: Path | None, steps: int) -> Checkpoint | None:

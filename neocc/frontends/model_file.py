@@ -76,9 +76,17 @@ class Model:
             raise NeoccError(f"{self.path} defines no init(config): nothing to start training from")
         return self._program("init")
 
-    def _program(self, function: str) -> Program:
+    def sampling(self, prompt: int, slots: int) -> tuple[Program, Program]:
+        """The programs that sample: ``prefill`` of prompts of so many tokens at most, and
+        ``decode_step``, with a cache of ``slots``; raises as ``program``."""
+        for name in ("prefill", "decode_step"):
+            if not callable(getattr(self.module, name, None)):
+                raise NeoccError(f"{self.path} defines no {name}: its models cannot be sampled")
+        return self._program("prefill", prompt, slots), self._program("decode_step", slots)
+
+    def _program(self, function: str, *sizes: int) -> Program:
         with blamed_on(self.path):
-            program = getattr(self.module, function)(self.config)
+            program = getattr(self.module, function)(self.config, *sizes)
         if not isinstance(program, Program):
             kind = type(program).__name__
             raise NeoccError(f"{self.path}: {function}(config) returns a {kind}, not a Program")

@@ -151,6 +151,7 @@ def make_plan(
     topology: Topology | None = None,
     microbatches: int = 1,
     offload: bool = False,
+    sizes: Mapping[str, int] | None = None,
 ) -> Plan:
     """The best plan within a device's memory, or the nearest to fitting (see ``Plan.fits``).
 
@@ -158,14 +159,15 @@ def make_plan(
     ``memory_limit``: bytes per device; by default ``USABLE`` of the chip's. ``topology``: the
     mapping of the mesh onto the devices (``neocc.cost.mappings``); by default that of the cost
     model. ``microbatches``: parts that the batch is run in (``passes.microbatch``). ``offload``:
-    what loops keep for the backward pass may lie in the memory of the devices' hosts.
+    what loops keep for the backward pass may lie in the memory of the devices' hosts. ``sizes``: of
+    some dims after padding, in place of what would be chosen.
 
     Raises:
         LayoutError: the layout names what is not there, or leaves an op no strategy; the batch
             cannot be split.
         HardwareError: offload on a chip whose way to its host the table does not know.
     """
-    ready = prepare(program, mesh, chip, layout, topology, microbatches, offload)
+    ready = prepare(program, mesh, chip, layout, topology, microbatches, offload, sizes)
     problem = build(ready.program, mesh, ready.cost, rules or given_layout(ready.given))
     available = USABLE * chip.hbm_bytes if memory_limit is None else memory_limit
     solution, memory = solve_within(problem, available, SEARCH)
@@ -180,6 +182,7 @@ def prepare(
     topology: Topology | None = None,
     microbatches: int = 1,
     offload: bool = False,
+    sizes: Mapping[str, int] | None = None,
 ) -> Ready:
     """What ``make_plan`` does before it decides anything.
 
@@ -189,7 +192,8 @@ def prepare(
     given = parse_layout(layout, program, mesh) if layout else {}
     narrow = hoist_casts(narrow_products(program, chip))
     unpadded = split_batch(simplify(narrow), microbatches)
-    padded, paddings = pad_program(unpadded, padded_sizes(unpadded, mesh, given))
+    grown = padded_sizes(unpadded, mesh, given) | dict(sizes or {})
+    padded, paddings = pad_program(unpadded, grown)
     cost = CostModel.of(chip, mesh, topology, offload)
     return Ready(
         program,
