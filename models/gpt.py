@@ -491,15 +491,24 @@ def decode_step(c: Config, slots: int | None = None) -> Program:
     return sampling(c, "decode_step", 1, slots or c.seq)
 
 
+def score(c: Config, given: int | None = None) -> Program:
+    """Parameters, tokens[batch, seq], labels[batch, seq] -> logp[batch, seq], each label's log
+    probability behind its token, and best[batch, seq], the likeliest one. The seq is of ``given``
+    tokens, or the config's."""
+    return sampling(c, "score", given or c.seq, given or c.seq)
+
+
 def sampling(c: Config, name: str, given: int, slots: int) -> Program:
     """The program that is given so many tokens of each sequence. Matrices are stored as ``dtype``,
     and so is the cache; in the loop over layers it is only read, what is new is written after."""
     kinds = {t for _, _, types in c.stacks() for t in types}
-    if c.masking is not None or c.moe_layers or "linear" in kinds:
+    linear = "linear" in kinds and name != "score"
+    if c.masking is not None or c.moe_layers or linear:
         # How many tokens an expert takes goes by groups of them, of which a step has one.
         what = "that finds masked tokens" if c.masking else "with linear attention"
         what = "with mixtures of experts" if c.moe_layers else what
-        raise NeoccError(f"{c.name}: a model {what} cannot be sampled")
+        verb = "scored" if name == "score" else "sampled"
+        raise NeoccError(f"{c.name}: a model {what} cannot be {verb}")
     if given > slots or (slots > c.seq and c.positions != "rotary"):
         raise NeoccError(f"{c.name}: {given} tokens in {slots} slots of a context of {c.seq}")
     g = Graph(f"{c.name}_{name}".replace("-", "_").replace(".", "_"))
@@ -512,7 +521,9 @@ def sampling(c: Config, name: str, given: int, slots: int) -> Program:
     batch, seq, heads, head_dim, *_ = c.dims()
     slot, cache, place = Dim("slot", slots), {}, None
     filled = name == "prefill" and given == slots
-    tokens, lengths = g.data("tokens", (batch, seq)), g.data("lengths", (batch,))
+    tokens = g.data("tokens", (batch, seq))
+    scored = name == "score"
+    lengths = g.data("labels", (batch, seq)) if scored else g.data("lengths", (batch,))
     if name == "decode_step":
         place = Place(lengths, g.data("filled", ()), g.data("at", ()))
         for layers, first, types in c.stacks():
@@ -536,7 +547,7 @@ def sampling(c: Config, name: str, given: int, slots: int) -> Program:
                 own, key = part(slices, f"h{first + i}."), f"h{first + i}.cache."
                 cached = Cached(past=part(own, "cache."), place=place)
                 x, _ = layer(c, kind, x, part(w, "h.") if c.share else own, None, cached)
-                for n, t in cached.made.items():
+                for n, t in cached.made.items() if not scored else ():
                     made[key + n] = t.rename(memory="slot") if filled else t
             return x, made
 
@@ -547,6 +558,12 @@ def sampling(c: Config, name: str, given: int, slots: int) -> Program:
                 after[n] = update(cache[n], t.sum("memory"), place.at, slot)
             else:
                 after[n] = t if filled else t.pad("memory", 0, slot)
+    if scored:
+        logits = logits_of(c, w, x)
+        vocab = logits.dim("vocab")
+        best = select(logits >= logits.max(vocab), iota(x, vocab), vocab.size)
+        logp = -cross_entropy(logits, lengths, vocab)
+        return g.build({"logp": logp, "best": best.reduce("min", vocab)})
     if place is None:
         x = select(iota(x, seq).equals(lengths - 1), x, 0.0)
     return g.build({**after, "logits": logits_of(c, w, x.sum(seq))})

@@ -18,6 +18,7 @@ import neocc
 from neocc.cli.calibrate import calibrate_command
 from neocc.cli.compare import compare_command
 from neocc.cli.convert import convert_command
+from neocc.cli.evaluate import evaluate_command
 from neocc.cli.explain import explain_command
 from neocc.cli.generate import generate_command
 from neocc.cli.request import (
@@ -291,6 +292,7 @@ app.command("explain")(explain_command)
 app.command("compare")(compare_command)
 app.command("convert")(convert_command)
 app.command("generate")(generate_command)
+app.command("evaluate")(evaluate_command)
 
 
 def start(init_from: Path | None, resume: Path | None, steps: int) -> Checkpoint | None:

@@ -12,7 +12,7 @@ import typer
 
 from neocc.cli.request import told_errors
 from neocc.cost.hardware import chip
-from neocc.frontends.weights.load import loaded
+from neocc.frontends.weights.load import end_tokens, loaded
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
 
@@ -171,15 +171,7 @@ def stop_tokens(
     """Those of --stop, or what the checkpoint's generation_config.json or config.json says."""
     if given is not None:
         return frozenset() if list(given) == ["none"] else frozenset(map(numbered(token), given))
-    for name in ("generation_config.json", "config.json"):
-        try:
-            ends = json.loads((checkpoint / name).read_text("utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError):
-            continue
-        found = ends if isinstance(ends, list) else [ends]
-        if all(isinstance(e, int) for e in found):
-            return frozenset(found)
-    return frozenset()
+    return end_tokens(checkpoint)
 
 
 def numbered(token: Callable[[str], int | None]) -> Callable[[str], int]:

@@ -84,6 +84,12 @@ class Model:
                 raise NeoccError(f"{self.path} defines no {name}: its models cannot be sampled")
         return self._program("prefill", prompt, slots), self._program("decode_step", slots)
 
+    def scoring(self, length: int) -> Program:
+        """The program ``score`` of ``length`` tokens; raises as ``program``."""
+        if not callable(getattr(self.module, "score", None)):
+            raise NeoccError(f"{self.path} defines no score: its models cannot be evaluated")
+        return self._program("score", length)
+
     def _program(self, function: str, *sizes: int) -> Program:
         with blamed_on(self.path):
             program = getattr(self.module, function)(self.config, *sizes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -102,9 +102,11 @@ class Sampler:
         choice: Choice,
         stop: Collection[int] = (),
         first: int = 0,
+        ends: Callable[[int, int], bool] = lambda sequence, token: False,
     ) -> Iterator[Token]:
         """New tokens of each prompt as they come, a prompt's in order; up to ``new`` of them, the
-        last one a stop token where one comes before. ``first``: the number of the first prompt.
+        last one a stop token where one comes before, or one of which ``ends`` says that its
+        sequence ends with it. ``first``: the number of the first prompt.
 
         Raises:
             NeoccError: more prompts than ``batch``, or one is empty or longer than ``prompt``.
@@ -130,7 +132,9 @@ class Sampler:
             chosen = np.zeros((self.batch, 1), np.int32)
             for row in sorted(open_rows):
                 token = choice.pick(logits[row, : self.vocab], first + row, number)
-                last = "stop" if token in stop else "length" if number + 1 == self.new else None
+                last = "length" if number + 1 == self.new else None
+                if token in stop or ends(first + row, token):
+                    last = "stop"
                 chosen[row] = token
                 if last is not None:
                     open_rows.remove(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,3 +30,16 @@ def loaded(
         saved = read_checkpoint(path)
         saved.verify()
         yield saved_model(saved.model, path), saved
+
+
+def end_tokens(checkpoint: Path) -> frozenset[int]:
+    """The tokens that end a text, by what lies beside the weights; none where nothing says so."""
+    for name in ("generation_config.json", "config.json"):
+        try:
+            ends = json.loads((checkpoint / name).read_text("utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):
+            continue
+        found = ends if isinstance(ends, list) else [ends]
+        if all(isinstance(e, int) for e in found):
+            return frozenset(found)
+    return frozenset()
