@@ -5,8 +5,10 @@
 FOLDER has GPT-Neo model configs. For six of the cases of ``benchmarks/experts.py`` on 8x16, neocc's
 plan and that of the rival which the cost model thinks best are lowered, compiled for a described
 slice, and read: peak bytes of a device, bytes that it puts into collectives in a step, and the
-compiler's estimated cycles, loops counted as often as they run. Each in a process of its own, one
-to six minutes of one core. Cases that have results are not compiled again.
+compiler's estimated cycles, loops counted as often as they run. Cycles are of compute alone, so
+that a plan that trades transfers for compute loses by them: at the chip's clock and with the
+exposed transfers that neocc predicts of either plan, they make a step. Each in a process of its
+own, one to six minutes of one core. Cases that have results are not compiled again.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from benchmarks.apart import run_apart
 from benchmarks.experts import MESH, MOST, cases, rival
 from benchmarks.tpu_record import measure
+from benchmarks.tpu_score import CLOCK
 from models import gpt
 from neocc.cost.hardware import chip
 from neocc.passes.layout.rules import experts
@@ -63,6 +66,7 @@ def judge(case: tuple[str, gpt.Config, str], target: str, which: str) -> dict[st
         "plan": "neocc" if which == "neocc" else rival_name,
         "microbatches": made.ready.microbatches,
         "predicted step": round(made.timeline.step, 5),
+        "predicted exposed": round(made.timeline.exposed, 5),
         "predicted peak": made.memory.peak,
         "peak": record.peak,
         "collective bytes": sent,
@@ -80,7 +84,10 @@ def judge_apart(folder: Path, target: str, name: str, which: str) -> dict[str, o
 def ratios(row: dict) -> str:
     ours, theirs = row["neocc"], row[BEST]
     fields = ("predicted step", "peak", "collective bytes", "estimated cycles")
-    shown = (f"{f} {theirs[f] / ours[f]:.3f}" for f in fields)
+    shown = [f"{f} {theirs[f] / ours[f]:.3f}" for f in fields]
+    clock = CLOCK[row["target"]]
+    step = [r["estimated cycles"] / clock + r["predicted exposed"] for r in (ours, theirs)]
+    shown.append(f"cycles with exposed collectives {step[1] / step[0]:.3f}")
     return f"{row['target']} {row['case']}: {theirs['plan']} over neocc: " + ", ".join(shown)
 
 

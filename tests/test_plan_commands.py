@@ -111,6 +111,13 @@ def test_a_changed_plan_is_costed_as_it_says(plan: Path):
     assert any("edited by hand" in note for note in report["notes"])
 
 
+def test_a_weight_stored_otherwise_than_its_update_cuts_it_is_explained(plan: Path):
+    path = changed(plan, stored={"h0.mlp.fc": "embd:x"})
+    result = neocc("explain", path, "--tensor", "h0.mlp.fc", "--seconds", "0", "--json")
+    assert result.exit_code == 0, result.output
+    assert sum(o["how"] == "chosen" for o in json.loads(result.stdout)["options"]) == 1
+
+
 def test_an_illegal_plan_ends_with_2_and_says_what_and_why(plan: Path):
     message = refused("compile", "--plan", changed(plan, stored={"h0.mlp.fc": "heads:x"}))
     assert "plan.json" in message and "'h0.mlp.fc'" in message and "'heads'" in message

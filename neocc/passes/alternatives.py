@@ -122,7 +122,8 @@ def opened(plan: Plan, place: Place) -> tuple[Problem, Choice, dict[Choice, int]
         return info == place.stored or bool(held) or stored[info] == layout
 
     # The whole space where the plan is a point of it; else what its own rules, or it, leave free.
-    for rules in (Rules(), given_layout(ready.given), Rules(strategy, lies)):
+    kept = Rules(strategy, lies)
+    for rules in (Rules(), given_layout(ready.given), kept, replace(kept, tied=False)):
         problem = build(ready.program, ready.mesh, ready.cost, rules)
         picked, missing = options(problem, assignment)
         if missing is None:

@@ -51,10 +51,12 @@ class Rules:
     """What a user's layout or an expert's plan allows; by default everything.
 
     strategy: may this op take this strategy? stored: may this input be stored like this?
+    tied: a state is stored as the one cluster that reads and replaces it cuts it.
     """
 
     strategy: Callable[[Op, Strategy], bool] = lambda op, strategy: True
     stored: Callable[[Input, TensorType, Layout], bool] = lambda info, type, layout: True
+    tied: bool = True
 
 
 @dataclass(frozen=True)
@@ -358,6 +360,8 @@ class Builder:
         """A state that one cluster alone reads and replaces is stored as that cluster cuts it:
         any other layout would only add a reshard."""
         program = self.problem.program
+        if not self.rules.tied:
+            return None
         readers = [op for op in program.body.ops if value in op.operands]
         if info.name not in program.outputs or not readers:
             return None
