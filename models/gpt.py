@@ -43,6 +43,8 @@ from neocc.nn import (
     entmax_loss,
     layer_norm,
     linear_attention,
+    linear_state,
+    linear_step,
     mask_tokens,
     mixture,
     rotary,
@@ -290,9 +292,14 @@ def attention(
     window = c.window if kind == "local" else None
     causal, dropped = c.masking is None, seed is not None and c.attn_dropout > 0
     more = (w["mem_k"], w["mem_v"]) if kind == "global" and c.mem_kv else None
-    if cached is not None:
+    if cached is not None and kind != "linear":
         cached.made.update(k=k, v=v)
-    if cached is not None and cached.past:
+    elif cached is not None and not cached.past:
+        cached.made.update(linear_state(k, v, cached.lengths, c.param_dtype))
+    if cached is not None and cached.past and kind == "linear":
+        mixed, state = linear_step(q, k, v, cached.past, c.param_dtype)
+        cached.made.update(state)
+    elif cached is not None and cached.past:
         mixed = cached_attention(q, k, v, cached, window, scale, c.param_dtype, more)
     elif kind == "linear":
         mixed = linear_attention(q, k, v, causal, c.param_dtype)
@@ -501,12 +508,9 @@ def score(c: Config, given: int | None = None) -> Program:
 def sampling(c: Config, name: str, given: int, slots: int) -> Program:
     """The program that is given so many tokens of each sequence. Matrices are stored as ``dtype``,
     and so is the cache; in the loop over layers it is only read, what is new is written after."""
-    kinds = {t for _, _, types in c.stacks() for t in types}
-    linear = "linear" in kinds and name != "score"
-    if c.masking is not None or c.moe_layers or linear:
+    if c.masking is not None or c.moe_layers:
         # How many tokens an expert takes goes by groups of them, of which a step has one.
-        what = "that finds masked tokens" if c.masking else "with linear attention"
-        what = "with mixtures of experts" if c.moe_layers else what
+        what = "with mixtures of experts" if c.moe_layers else "that finds masked tokens"
         verb = "scored" if name == "score" else "sampled"
         raise NeoccError(f"{c.name}: a model {what} cannot be {verb}")
     if given > slots or (slots > c.seq and c.positions != "rotary"):
@@ -527,10 +531,17 @@ def sampling(c: Config, name: str, given: int, slots: int) -> Program:
     if name == "decode_step":
         place = Place(lengths, g.data("filled", ()), g.data("at", ()))
         for layers, first, types in c.stacks():
-            dims = (layers, batch, slot, heads, head_dim)
-            attending = [i for i, kind in enumerate(types, first) if kind != "none"]
-            names = [f"h{i}.cache.{n}" for i in attending for n in "kv"]
-            cache |= {n: g.state(n, dims, c.dtype) for n in names}
+            dims, feature = (
+                (layers, batch, slot, heads, head_dim),
+                replace(head_dim, name="feature"),
+            )
+            for key, kind in ((f"h{i}.cache.", t) for i, t in enumerate(types, first)):
+                if kind == "linear":
+                    sums = {"s": (layers, batch, heads, feature, head_dim)}
+                    sums["z"] = sums["s"][:-1]
+                    cache |= {key + n: g.state(key + n, d, c.param_dtype) for n, d in sums.items()}
+                elif kind != "none":
+                    cache |= {key + n: g.state(key + n, dims, c.dtype) for n in "kv"}
     x = gather(w["wte"], tokens, "vocab").cast(c.param_dtype)
     if table is not None:
         rows = table.slice("place", 0, seq) if place is None else place.rows(table)
@@ -545,19 +556,23 @@ def sampling(c: Config, name: str, given: int, slots: int) -> Program:
             made = {}
             for i, kind in enumerate(types):
                 own, key = part(slices, f"h{first + i}."), f"h{first + i}.cache."
-                cached = Cached(past=part(own, "cache."), place=place)
-                x, _ = layer(c, kind, x, part(w, "h.") if c.share else own, None, cached)
-                for n, t in cached.made.items() if not scored else ():
-                    made[key + n] = t.rename(memory="slot") if filled else t
+                cached = Cached(lengths, past=part(own, "cache."), place=place)
+                mine = part(w, "h.") if c.share else own
+                x, _ = layer(c, kind, x, mine, None, None if scored else cached)
+                for n, t in cached.made.items():
+                    whole = filled and kind != "linear"
+                    made[key + n] = t.rename(memory="slot") if whole else t
             return x, made
 
         stacked = {n: t for n, t in (w | cache).items() if layers in t.dims}
         x, made = scan(layers, period, x, stacked)
         for n, t in made.items():
-            if place is not None:
+            if not t.type.has("memory"):  # a state, or rows that fill the cache
+                after[n] = t
+            elif place is not None:
                 after[n] = update(cache[n], t.sum("memory"), place.at, slot)
             else:
-                after[n] = t if filled else t.pad("memory", 0, slot)
+                after[n] = t.pad("memory", 0, slot)
     if scored:
         logits = logits_of(c, w, x)
         vocab = logits.dim("vocab")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from neocc.nn.activations import ACTIVATIONS, activate, check_activation, gelu
 from neocc.nn.attention import linear_attention, rotary, unfused_attention
-from neocc.nn.cache import Cached, Place, cached_attention
+from neocc.nn.cache import Cached, Place, cached_attention, linear_state, linear_step
 from neocc.nn.experts import Experts, Routing, check_experts, mixture
 from neocc.nn.losses import cross_entropy, entmax, entmax_loss
 from neocc.nn.noise import Masking, dropout, mask_tokens
@@ -30,6 +30,8 @@ __all__ = [
     "gelu",
     "layer_norm",
     "linear_attention",
+    "linear_state",
+    "linear_step",
     "logsumexp",
     "mask_tokens",
     "mixture",

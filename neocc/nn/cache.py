@@ -8,11 +8,13 @@ are the prompts'. A slot between a prompt's end and ``filled`` holds nothing tha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from neocc.ir.builder import Tensor, einsum, gather, iota, select
+from neocc.ir.builder import Tensor, einsum, exp, gather, iota, select
 from neocc.ir.types import Dim
-from neocc.nn.norms import joint_softmax
+from neocc.nn.attention import LINEAR_EPSILON
+from neocc.nn.norms import joint_softmax, softmax
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,12 @@ class Place:
 class Cached:
     """What one layer's attention puts into the cache, and in a decode step what is there.
 
-    made: filled by the layer: k and v[batch, memory, heads, head_dim] of the positions it is
-    given. past: those of the positions before, [batch, slot, heads, head_dim], with ``place``.
+    lengths[batch]: of the prompts. made: filled by the layer: k and v[batch, memory, heads,
+    head_dim] of the positions it is given. past: those of the positions before, [batch, slot,
+    heads, head_dim], with ``place``. Linear attention has a state instead (``linear_state``).
     """
 
+    lengths: Tensor
     made: dict[str, Tensor] = field(default_factory=dict)
     past: dict[str, Tensor] = field(default_factory=dict)
     place: Place | None = None
@@ -94,3 +98,27 @@ def cached_attention(
         mixed = mixed + einsum(rest[0], more[1], "batch seq rows heads head_dim")
     mixed = mixed + (one * v).sum("memory")
     return mixed.slice("rows", 0, Dim("row", 1)).sum("row")
+
+
+def linear_state(k: Tensor, v: Tensor, lengths: Tensor, dtype: str) -> dict[str, Tensor]:
+    """What causal linear attention keeps of a prompt (``neocc.nn.attention.linear_attention``): the
+    sums over its positions of exp k times v, s[batch, heads, feature, head_dim], and of exp k,
+    z[batch, heads, feature]. k and v[batch, memory, heads, head_dim]; in ``dtype``."""
+    k = exp(k.cast(dtype).rename(head_dim="feature"))
+    k = select(iota(k, k.dim("memory")) < lengths, k, 0.0)
+    s = einsum(k.cast(v.dtype), v, "batch heads feature head_dim", dtype=dtype)
+    return {"s": s, "z": k.sum("memory")}
+
+
+def linear_step(
+    q: Tensor, k: Tensor, v: Tensor, past: Mapping[str, Tensor], dtype: str
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Linear attention of one position a sequence, q[batch, seq, heads, head_dim] with a seq of 1,
+    and the state after it."""
+    p = softmax(q.cast(dtype).rename(head_dim="feature"), "feature")
+    e = exp(k.cast(dtype).rename(head_dim="feature")).sum("memory")
+    z = past["z"] + e
+    s = past["s"] + e * v.cast(dtype).sum("memory")
+    p = p / ((p * z).sum("feature") + LINEAR_EPSILON)
+    mixed = (p * s).sum("feature").broadcast(*q.dims)
+    return mixed.cast(q.dtype), {"s": s, "z": z}

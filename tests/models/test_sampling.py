@@ -22,7 +22,7 @@ from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 from neocc.ir.types import Dim
 from neocc.ir.verify import verify
-from neocc.nn import Masking
+from neocc.nn import Experts, Masking
 from neocc.passes.partition import apply, simulate
 from neocc.passes.plan import make_plan
 from neocc.passes.simplify import simplify
@@ -44,6 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "axial": {"positions": "axial", "axial": (3, 4)},
     "axial with more": {"positions": "axial", "axial": (4, 5)},
     "memory": {"mem_kv": 2, "attention": ((("global", "local"), 1),), "window": 4},
+    "linear": {"attention": ((("global", "linear"), 1),)},
     "shared": {"share": True},
     "options": {"norm": "scale", "glu": True, "macaron": True, "tied": False},
     "rezero": {"norm": "rezero", "qkv_bias": True},
@@ -112,7 +113,11 @@ def test_partitioned_anyhow_it_is_the_same(name: str, seed: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "sizes", "message"),
     [
-        ({"attention": ((("linear",), 2),)}, (), "with linear attention cannot be sampled"),
+        (
+            {"moe_layers": (1,), "experts": Experts(2, 8)},
+            (),
+            "with mixtures of experts cannot be sampled",
+        ),
         ({"masking": Masking(mask=3)}, (), "that finds masked tokens cannot be sampled"),
         ({}, (13,), "1 tokens in 13 slots of a context of 12"),
     ],
@@ -177,3 +182,27 @@ def test_a_product_of_one_row_is_a_sum_on_the_vector_unit(rows: int) -> None:
         assert seconds == pytest.approx(floor)
     assert on_vector_unit(target, op, lambda dim: 1) is (rows == 1)
     assert not on_vector_unit(chip("h100"), op, lambda dim: 1)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_scores_are_those_of_the_forward_pass(name: str) -> None:
+    """Of the first tokens alone too: attention is causal."""
+    c = replace(BASE, **OPTIONS[name])
+    values, tokens = parameters(c, start(c)), tokens_of(c)
+    labels = np.roll(tokens, -1, 1)
+    logits = run_numpy(gpt.forward(c), values | {"tokens": tokens, "labels": labels})["logits"]
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    logp = np.take_along_axis(logp, labels[..., None], -1)[..., 0]
+    for count in (c.seq, 7):
+        data = {"tokens": tokens[:, :count], "labels": labels[:, :count]}
+        found = run_numpy(gpt.score(c, count), values | data)
+        assert_close(found["logp"], logp[:, :count], 1e-11)
+        np.testing.assert_array_equal(found["best"], logits[:, :count].argmax(-1))
+
+
+def test_of_equal_logits_the_first_is_best() -> None:
+    c = replace(BASE, tied=False)
+    values = parameters(c, start(c))
+    values |= {"head.w": np.zeros_like(values["head.w"]), "head.b": np.arange(31) // 3 % 5 * 1.0}
+    data = {"tokens": tokens_of(c), "labels": tokens_of(c)}
+    assert (run_numpy(gpt.score(c), values | data)["best"] == 12).all()
