@@ -9,6 +9,7 @@ most ``DATA`` devices, at the link of all of them, which changes no transfer's b
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Literal
@@ -123,7 +124,9 @@ class Pricing(CostModel):
     def links(self) -> tuple[tuple[AxisLink, ...], ...]:
         return tuple((link,) for link in self.axes)
 
-    def op_seconds(self, op: Op, parts: Parts) -> float:
+    def op_seconds(
+        self, op: Op, parts: Parts, unmoved: Container[Value] = (), again: int = 0
+    ) -> float:
         if op.kind in ATTENTION:
             return self.kernel_seconds(op, parts)
         if is_core(op) and op.kind != "einsum":
@@ -132,7 +135,7 @@ class Pricing(CostModel):
         if op.kind == "einsum" and narrow and self.plan.low and not is_core(op):
             sizes = matmul_sizes(op, parts)
             return matmul_time(self.chip, *sizes, self.plan.low) + self.chip.kernel_overhead
-        return super().op_seconds(op, parts)
+        return super().op_seconds(op, parts, unmoved, again)
 
     def kernel_seconds(self, op: Op, parts: Parts) -> float:
         """A fused attention kernel: its products over the scores that the mask leaves, at the

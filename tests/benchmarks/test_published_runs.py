@@ -19,7 +19,7 @@ from benchmarks.run_rows import (
 from benchmarks.stage_cost import Plan, cost_of
 from benchmarks.step_time import Run, layers_of_stages, predict
 from benchmarks.training_systems import MEGATRON_2021, MEGATRON_2022, TORCHTITAN, ZERO_3
-from neocc.cost.hardware import chip
+from neocc.cost.hardware import Chip, chip
 from neocc.cost.topology import AxisLink, topology
 
 A100 = chip("a100")
@@ -140,13 +140,14 @@ def test_a_row_that_is_left_out_says_why(change: dict, why: str):
 # Layers under a plan
 
 
+@pytest.mark.parametrize("on", [A100, chip("v5p")], ids=["a100", "v5p"])
 @pytest.mark.parametrize("model", [SMALL, LLAMA], ids=["gpt", "llama"])
-def test_one_device_sends_nothing_and_computes_three_times_forward(model: Dense):
-    cost = cost_of("layer", model, 8, A100, Plan(attention=None), ALONE)
+def test_one_device_sends_nothing_and_computes_three_times_forward(model: Dense, on: Chip):
+    cost = cost_of("layer", model, 8, on, Plan(attention=None), ALONE)
     assert not cost.forward.sent and not cost.backward.sent
     assert cost.backward.product == pytest.approx(2 * cost.forward.product, rel=0.05)
     flops = 2 * 8 * model.seq * model.layer_weights
-    assert cost.forward.product >= flops / (A100.flops("bf16") * A100.matmul_efficiency)
+    assert cost.forward.product >= flops / (on.flops("bf16") * on.matmul_efficiency)
     names = {"q", "k", "v", "o", "up", "down"} | ({"gate"} if model.gated else set())
     assert set(cost.forward.products) == names
 
