@@ -20,7 +20,7 @@ from neocc.runtime import compile_model, rival_plan
 def compare_command(
     a: Annotated[str, typer.Argument(help="A plan file.")],
     b: Annotated[
-        str, typer.Argument(help="A plan file; or neocc, 'data parallel', FSDP, Megatron.")
+        str, typer.Argument(help="A plan file; or neocc, 'data parallel', FSDP, Megatron, GShard.")
     ],
     as_text: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:

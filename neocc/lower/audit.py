@@ -119,6 +119,11 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
         same = p.kind.replace("_", "-") == c.kind and same_place(p, c)
         return same and p.bytes == 2 * c.operand_bytes and c.dtype == "bf16"
 
+    def cast_after(p: Planned, c: Compiled) -> bool:
+        same = p.kind.replace("_", "-") == c.kind and same_place(p, c)
+        half = c.result_dtype == "bf16" and p.result_bytes == 2 * c.result_bytes
+        return same and half and p.bytes == c.operand_bytes
+
     def stacked(p: Planned, c: Compiled) -> bool:
         times, rest = divmod(p.count, c.trip_count)
         same = p.kind.replace("_", "-") == c.kind and axes[c] == (mesh.index(p.axis),)
@@ -163,6 +168,7 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
     take(scattered, SCATTERED, True)
     take_peeled()
     take(narrowed, "made bf16, half the bytes", True)
+    take(known(cast_after), "with the cast to bf16 that follows it", True)
     take(stacked, "moved out of the loop as one of the stack, the same bytes", True)
     take(hoisted, "moved out of the loop", False)
     for p in planned:

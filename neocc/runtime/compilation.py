@@ -240,7 +240,7 @@ def rival_plan(plan: Plan, name: str) -> Plan:
     """
     if name.lower() == "neocc":
         return best_like(plan)
-    known = experts(plan.mesh)
+    known = experts(plan.mesh, plan.ready.source.dims)
     chosen = [e for e in known if e.name.lower().startswith(name.lower())]
     if not name or not chosen:
         names = ", ".join(repr(e.name) for e in known)
@@ -252,14 +252,14 @@ def rival_plan(plan: Plan, name: str) -> Plan:
 
 
 def compare_experts(program: Program, plan: Plan) -> Iterator[Compared]:
-    """Each expert's plan on the same mesh; of Megatron's, one per mesh axis, the best."""
+    """Each expert's plan on the same mesh; where one has several, one per mesh axis, the best."""
     if plan.mesh.size == 1:
         return
-    found = [expert_plan(program, plan, e) for e in experts(plan.mesh)]
-    yield from (c for c in found if not c.name.startswith("Megatron"))
-    megatrons = [c for c in found if c.name.startswith("Megatron")]
-    if megatrons:
-        yield min(megatrons, key=rank)
+    found: dict[str, list[Compared]] = {}
+    for e in experts(plan.mesh, program.dims):
+        found.setdefault(e.name.split(" on ")[0], []).append(expert_plan(program, plan, e))
+    for plans in found.values():
+        yield min(plans, key=rank)
 
 
 def rank(c: Compared) -> tuple[bool, float]:

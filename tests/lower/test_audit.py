@@ -12,6 +12,7 @@ from neocc.backends.target import Target, compile_for_target
 from neocc.cost.hardware import chip
 from neocc.ir.mesh import Mesh
 from neocc.lower.audit import Audit, audit
+from neocc.nn import Experts
 from neocc.passes.plan import Collective, Plan, make_plan
 
 pytestmark = pytest.mark.tpu_compiler
@@ -40,6 +41,29 @@ def test_every_collective_of_a_real_program_is_in_the_plan_and_the_reverse(compi
         c.id for c in planned
     )
     assert any(f.planned and f.planned.count == 3 for f in found.findings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layout", "axes"),
+    [
+        ("batch:x,batch:y,experts:y", {"y"}),
+        ("batch:x,experts:x,expert_hidden:y", set()),  # two ways: gathers are as fast
+        ("batch:x,experts:y", set()),
+    ],
+)
+def test_tokens_travel_to_experts_by_the_all_to_alls_of_the_plan(layout: str, axes: set[str]):
+    pytest.importorskip("libtpu")
+    c = replace(SMALL, layers=4, moe_layers=(1, 3), experts=Experts(8, 256, group=64))
+    c = replace(c, embd=128, batch=16, seq=128, recompute=False)
+    plan = make_plan(gpt.train_step(c), Mesh.parse("2x4"), chip("v5e"), layout)
+    found = held(plan, compile_for_target(plan))
+    assert found.collectives_ok, [f for f in found.findings if not f.ok]
+    assert found.flops_equal
+    sent = [f for f in found.findings if f.planned and f.planned.kind == "all_to_all"]
+    loops = [f for f in sent if f.planned and f.planned.count == 2]
+    assert {f.planned.axis for f in loops if f.planned} == axes and len(loops) >= 4 * len(axes)
+    assert all(f.compiled and f.compiled.kind == "all-to-all" for f in sent)
 
 
 def without_largest(collectives: list[Collective]) -> list[Collective]:

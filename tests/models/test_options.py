@@ -78,7 +78,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 COMBINED = (
     "linear",
     "experts",
-    "experts here and there",
     "masked, all kinds",
     "all at once",
     "unfused masked memory",
@@ -200,13 +199,18 @@ def test_axial_positions_and_rotary_pairs_must_fit() -> None:
         gpt.forward(replace(TINY, norm="batch"))
 
 
-def test_masks_are_the_same_in_parts_of_the_batch_and_on_every_step_others(x64: None) -> None:
-    c = replace(config("masked"), res_dropout=0.2, embed_dropout=0.1)
+@pytest.mark.parametrize("option", ["masked", "experts"])
+def test_what_is_drawn_is_the_same_in_parts_of_the_batch_and_on_every_step_other(
+    x64: None, option: str
+) -> None:
+    c = replace(config(option), res_dropout=0.2, embed_dropout=0.1)
     program = simplify(gpt.train_step(c))
-    values, data = start(c), batch(c)["tokens"]
-    whole = run_numpy(program, values | {"tokens": data})
-    parts = run_numpy(split_batch(program, 2), values | {"tokens": data.reshape(2, 2, -1)})
+    names = {i.name for i in program.inputs if i.role == "data"}
+    values, data = start(c), {n: x for n, x in batch(c).items() if n in names}
+    whole = run_numpy(program, values | data)
+    halves = {n: x.reshape(2, 2, -1) for n, x in data.items()}
+    parts = run_numpy(split_batch(program, 2), values | halves)
     for n, x in whole.items():
         np.testing.assert_allclose(parts[n], x, rtol=1e-9, atol=1e-12, err_msg=n)
-    later = run_numpy(program, values | {"tokens": data, "step": np.asarray(1, np.int32)})
+    later = run_numpy(program, values | data | {"step": np.asarray(1, np.int32)})
     assert float(later["loss"]) != float(whole["loss"])

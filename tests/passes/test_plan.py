@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from neocc.ir.builder import Graph
 from neocc.ir.errors import LayoutError
 from neocc.ir.mesh import Mesh
 from neocc.ir.types import Dim
+from neocc.nn import Experts
 from neocc.passes.layout.rules import experts, padded_sizes, parse_layout
 from neocc.passes.pad import pad_inputs, unpad_outputs
 from neocc.passes.partition import simulate, verify_partitioned
@@ -24,6 +26,7 @@ from tests.random_programs import assert_close, inputs_for, meshes, programs
 
 # Sizes at which time is spent on work, not on latencies: plans of toys are all nearly equal.
 SMALL = replace(gpt.PRESETS["gpt3-xl"], layers=2, batch=32, vocab=32000)
+MIXED = replace(SMALL, moe_layers=(1,), experts=Experts(8, 8192))
 
 
 @given(st.data())
@@ -69,6 +72,38 @@ def test_no_expert_is_faster_than_the_plan(expert_plans: dict[str, Plan]):
     plan = make_plan(gpt.train_step(SMALL), Mesh.parse("2x4"), chip("v5e"))
     for expert in expert_plans.values():
         assert plan.timeline.step <= expert.timeline.step * (1 + 1e-4)
+
+
+def test_gshard_cuts_experts_and_sends_them_tokens() -> None:
+    program, mesh = gpt.train_step(MIXED), Mesh.parse("2x4")
+    named = {e.name: e.rules for e in experts(mesh, program.dims)}
+    assert named.keys() >= {"Megatron on y", "GShard on x", "GShard on y"}
+    gshard = make_plan(program, mesh, chip("v5e"), rules=named["GShard on y"])
+    assert stored(gshard, "h1.moe.up")[1] == stored(gshard, "h1.moe.down")[1] == "experts"
+    loops = [c for c in gshard.collectives if c.kind == "all_to_all" and "layers" in c.region]
+    assert {c.axis for c in loops} == {"y"} and len(loops) >= 4
+    assert not [e for e in experts(mesh, gpt.train_step(SMALL).dims) if "GShard" in e.name]
+
+
+@pytest.mark.slow
+def test_sixteen_experts_on_8x16_are_cut_without_being_asked() -> None:
+    program = gpt.train_step(gpt.PRESETS["gpt-moe"])
+    plan = make_plan(program, Mesh.parse("8x16"), chip("v5p"))
+    verify_partitioned(plan.partitioned, plan.program)
+    assert plan.fits and plan.solution.gap < 0.01
+    assert stored(plan, "h1.moe.up")[1] == stored(plan, "h1.moe.down")[1] == "experts"
+    loops = [c for c in plan.collectives if c.kind == "all_to_all" and "layers" in c.region]
+    inside = Counter(c.region for c in loops if c.region.startswith("layers"))
+    assert inside == {"layers forward": 2, "layers backward": 2}
+    assert {(c.axis, c.count, c.bytes) for c in loops if c.count > 1} == {("y", 12, 40 * 2**20)}
+
+
+@pytest.mark.slow
+def test_megatron_cuts_each_expert() -> None:
+    program, mesh = gpt.train_step(MIXED), Mesh.parse("2x4")
+    (rules,) = (e.rules for e in experts(mesh, program.dims) if e.name == "Megatron on y")
+    plan = make_plan(program, mesh, chip("v5e"), rules=rules)
+    assert stored(plan, "h1.moe.up") == (None, "expert_hidden")
 
 
 def test_data_parallel_replicates_weights_and_fsdp_cuts_them(expert_plans: dict[str, Plan]):

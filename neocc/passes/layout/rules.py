@@ -138,6 +138,8 @@ def given_layout(given: Mapping[int, tuple[str, ...]]) -> Rules:
     """The rules of a parsed layout."""
 
     def strategy(op: Op, s: Strategy) -> bool:
+        if op.kind == "iota":  # which each reader has as it likes
+            return True
         dims = cuttable(op)
         for axis, names in given.items():
             here = [n for n in names if n in dims]
@@ -186,9 +188,10 @@ def per_axis(wanted: Mapping[int, Wanted]) -> Callable[[Op, Strategy], bool]:
     return allowed
 
 
-def experts(mesh: Mesh) -> list[Expert]:
+def experts(mesh: Mesh, dims: Collection[str] = ()) -> list[Expert]:
     """Pure data parallel, FSDP (ZeRO-3), and Megatron's tensor + sequence parallel on each axis
-    with data parallel on the others; in the dim names of models/gpt.py."""
+    with data parallel on the others; where a program with these ``dims`` has a mixture of experts,
+    GShard's, cut on each axis, with FSDP for the rest. In the dim names of models/gpt.py."""
     axes = [i for i, size in enumerate(mesh.sizes) if size > 1]
     data = per_axis({i: prefer("batch") for i in axes})
 
@@ -212,15 +215,25 @@ def experts(mesh: Mesh) -> list[Expert]:
     ]
     for tensor in axes:
         wanted = {i: prefer("batch") for i in axes if i != tensor}
-        wanted[tensor] = prefer("heads", "mlp", "vocab", "seq")
+        wanted[tensor] = prefer("heads", "mlp", "expert_hidden", "vocab", "seq")
 
         def megatron(info: Input, type: TensorType, layout: Layout, axis: int = tensor) -> bool:
             if info.role != "parameter":
                 return True
-            want = next((n for n in ("heads", "mlp", "vocab") if type.has(n)), None)
+            cut = ("heads", "mlp", "expert_hidden", "vocab")
+            want = next((n for n in cut if type.has(n)), None)
             others = all(layout.axes[i] is None for i in axes if i != axis)
             return others and layout.axes[axis] == want
 
         name = f"Megatron on {mesh.names[tensor]}"
         found.append(Expert(name, Rules(per_axis(wanted), megatron)))
+    for axis in axes if "expert_hidden" in dims else ():
+        wanted = {i: prefer("batch") for i in axes}
+        wanted[axis] = lambda dims: prefer("experts" if "expert_hidden" in dims else "batch")(dims)
+
+        def gshard(info: Input, type: TensorType, layout: Layout, axis: int = axis) -> bool:
+            mine = type.has("expert_hidden")
+            return layout.axes[axis] == "experts" if mine else sharded(info, type, layout)
+
+        found.append(Expert(f"GShard on {mesh.names[axis]}", Rules(per_axis(wanted), gshard)))
     return found
