@@ -537,8 +537,8 @@ def sampling(c: Config, name: str, given: int, slots: int) -> Program:
             )
             for key, kind in ((f"h{i}.cache.", t) for i, t in enumerate(types, first)):
                 if kind == "linear":
-                    sums = {"s": (layers, batch, heads, feature, head_dim)}
-                    sums["z"] = sums["s"][:-1]
+                    per_head = (layers, batch, heads, feature)
+                    sums = {"s": (*per_head, head_dim), "z": per_head}
                     cache |= {key + n: g.state(key + n, d, c.param_dtype) for n, d in sums.items()}
                 elif kind != "none":
                     cache |= {key + n: g.state(key + n, dims, c.dtype) for n in "kv"}
