@@ -1,7 +1,4 @@
-"""What partitioners of this field have got wrong, each by name.
-
-Case 6 (a dynamic slice or update on a cut dim, with starts out of range) waits for the op.
-"""
+"""What partitioners of this field have got wrong, each by name."""
 
 from __future__ import annotations
 
@@ -23,6 +20,7 @@ from neocc.ir.builder import (
     random,
     repeat,
     tanh,
+    update,
 )
 from neocc.ir.errors import IRError, NeoccError
 from neocc.ir.mesh import Layout, Mesh, Partial
@@ -114,6 +112,8 @@ def check_padded(program: Program, sizes: dict[str, int], inputs: Inputs, *dims:
             ],
             constant_values=np.nan if x.dtype.kind == "f" else 0,
         )
+        if x.ndim
+        else x
         for n, x in inputs.items()
     }
     expected = run_numpy(program, inputs)
@@ -227,6 +227,35 @@ def test_case_05_a_bias_and_a_residual_are_added_to_a_sum_once() -> None:
     for strategy in strategies(add, Mesh.parse("4")):
         left, right = op_layouts(add, strategy)[0]
         assert left.partial_axes == right.partial_axes, "a whole value added to a partial one"
+
+
+# 6
+
+
+def test_case_06_a_row_is_written_by_the_device_that_has_it_and_out_of_range_by_none(
+    x64: None,
+) -> None:
+    """The end of a key/value cache, and beyond, on a cut dim: simulated, and as XLA runs it."""
+    slot, rows = Dim("slot", 8), Dim("rows", 4)
+    g = Graph("cache")
+    cache, new = g.state("cache", (rows, slot), "f64"), g.data("new", (rows,), "f64")
+    at = g.data("at", ())
+    written = update(cache, new, at, slot)
+    program = g.build({"cache": written, "total": written.sum("slot")})
+    values = {"cache": uneven(4, 8), "new": uneven(4) + 100}
+    for dims in (("slot", "slot"), ("slot", "rows"), ("rows", "slot")):
+        partitioned = cut(program, "2x2", *dims, inputs={**values, "at": np.int32(7)})
+        (op,) = (op for op in partitioned.program.body.ops if op.kind == "update")
+        assert op.attrs["strategy"].axes == dims
+        lowered = lower(partitioned)
+        for start in (-9, -1, 0, 3, 4, 7, 8, 2**31 - 1):
+            inputs = {**values, "at": np.int32(start)}
+            expected = values["cache"].copy()
+            if 0 <= start < 8:
+                expected[:, start] = values["new"]
+            np.testing.assert_array_equal(simulate(partitioned, inputs)["cache"], expected)
+            np.testing.assert_array_equal(lowered(inputs)["cache"], expected)
+    check_padded(program, {"slot": 12, "rows": 8}, {**values, "at": np.int32(7)}, "slot")
 
 
 # 7

@@ -305,3 +305,21 @@ def test_what_cannot_be_compared_is_told(plan: Path):
     assert "no plan file 'FSDP'" in refused("compare", "FSDP", str(plan))
     message = refused("compare", str(plan), "Alpa")
     assert "'Alpa'" in message and "'FSDP'" in message
+
+
+def test_a_plan_of_a_decode_step_is_read_back_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    common = ("gpt.py", "--preset", "tiny", "--mesh", "2x2", "--no-compare")
+    made = neocc("compile", *common, "--program", "decode", "--emit", "plan", "out")
+    assert made.exit_code == 0, made.output
+    assert "to read weights and cache once" in made.stdout
+    again = neocc("compile", "--plan", "out/plan.json")
+    assert again.exit_code == 0 and "to read weights and cache" in again.stdout
+    assert neocc("compile", *common[:3], "--plan", "out/plan.json").exit_code == 0
+    assert "tokens a step" in neocc("compile", *common, "--program", "prefill").stdout
+    assert "--plan decides program" in refused(
+        "compile", "--plan", "out/plan.json", "--program", "train"
+    )
+    assert "one of train, prefill, decode" in refused("compile", *common, "--program", "sample")

@@ -151,9 +151,11 @@ class CostModel:
     ) -> float:
         """Time of one reshard along a mesh axis, or, without, to the host or back.
         ``full_bytes``: the larger of what a device holds before and after it; ``target_bytes``:
-        what it holds after."""
+        what it holds after. Infinite to a host whose bandwidth is not known."""
+        if axis is None and self.chip.host is None:
+            return math.inf
         if axis is None:
-            assert self.chip.host is not None, "offload was not asked for"
+            assert self.chip.host is not None
             return self.chip.host.latency + full_bytes / self.chip.host.rate
         if kind == "slice":
             return elementwise_time(self.chip, 2 * target_bytes)

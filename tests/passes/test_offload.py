@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from models import gpt
 from neocc.cost.hardware import HardwareError, Link, chip
+from neocc.cost.model import CostModel
 from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.text import parse_program, print_program
 from neocc.passes.decisions import decisions
@@ -91,3 +93,9 @@ def test_a_layout_on_the_host_has_one_way_out_and_partial_sums_none_in() -> None
 def test_a_chip_whose_way_to_the_host_is_not_known_says_so() -> None:
     with pytest.raises(HardwareError, match="no bandwidth from v5e to its host"):
         make_plan(STEP, MESH, replace(chip("v5e"), host=None), offload=True)
+
+
+def test_there_is_no_way_to_a_host_whose_bandwidth_is_not_known() -> None:
+    """A search for the shortest way may ask, also where nothing is offloaded."""
+    cost = CostModel.of(replace(chip("v5e"), host=None), Mesh.parse("2"))
+    assert cost.move_seconds("to_host", None, 8, 8) == math.inf
