@@ -18,12 +18,14 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from neocc.cost.rounds import factors
 from neocc.ir.errors import IRError, LayoutError
 from neocc.ir.mesh import Mesh, Partial
 from neocc.ir.ops import COLLECTIVES, HOST_MOVES, OPS, Context
 from neocc.ir.program import Op, Region, Value
 from neocc.ir.reference import scan_repeat
 from neocc.ir.types import DTYPES, TensorType
+from neocc.lower.collectives import ALGORITHMS, Move
 from neocc.passes.layout.algebra import Strategy
 from neocc.passes.layout.liveness import last_use, materialised
 from neocc.passes.partition import Partitioned
@@ -138,15 +140,27 @@ def shardings(
     return tuple(NamedSharding(mesh, partition_spec(v.type, partitioned.mesh)) for v in values)
 
 
-def lower(partitioned: Partitioned, mesh: jax.sharding.Mesh | None = None) -> Lowered:
+def lower(
+    partitioned: Partitioned,
+    mesh: jax.sharding.Mesh | None = None,
+    algorithms: Mapping[str, str] | None = None,
+) -> Lowered:
     """The program as a function under ``shard_map`` on ``mesh`` (default: this process's
     devices).
 
+    ``algorithms``: per kind of collective the one of ``neocc.lower.collectives`` that runs it on
+    every axis, in place of XLA's own. A lossy one runs sums of floats alone.
+
     Raises:
         LayoutError: the JAX mesh is not of the program's axes and sizes.
-        IRError: the program computes in f64 and JAX's 64-bit mode is off.
+        IRError: the program computes in f64 and JAX's 64-bit mode is off; or there is no such
+            algorithm.
     """
     program = partitioned.program
+    for key in (algorithms or {}).items():
+        if key not in ALGORITHMS:
+            known = ", ".join(f"{kind}={name}" for kind, name in ALGORITHMS)
+            raise IRError(f"there is no algorithm {key[0]}={key[1]}; there are {known}")
     mesh = jax_mesh(partitioned.mesh) if mesh is None else mesh
     if tuple(mesh.shape.items()) != partitioned.mesh.axes:
         raise LayoutError(f"the program is for the mesh {partitioned.mesh}, not for {mesh}")
@@ -155,7 +169,7 @@ def lower(partitioned: Partitioned, mesh: jax.sharding.Mesh | None = None) -> Lo
         raise IRError("the program computes in f64; set jax_enable_x64")
 
     platform = mesh.devices.flat[0].platform
-    device = Device(partitioned.mesh, platform == "tpu", platform != "cpu")
+    device = Device(partitioned.mesh, platform == "tpu", platform != "cpu", algorithms or {})
 
     def body(*args: Any) -> tuple[Any, ...]:
         return tuple(device.region(program.body, args))
@@ -193,6 +207,7 @@ class Device:
     mesh: Mesh
     rounds: bool  # casts that may keep excess precision
     accelerator: bool  # it has memory of its own beside its host's
+    algorithms: Mapping[str, str]  # of kinds of collectives, in place of XLA's own
 
     def region(self, region: Region, args: Sequence[Any]) -> list[Any]:
         env = dict(zip(region.args, args, strict=True))
@@ -233,6 +248,12 @@ class Device:
         axis = attrs["axis"]
         if x.size == 0:  # nothing to move, and XLA refuses to gather it
             return jnp.zeros(op.result.type.local_shape(self.mesh), x.dtype)
+        forced = ALGORITHMS.get((op.kind, self.algorithms.get(op.kind, "")))
+        if forced and forced.formula.takes(type.dtype, attrs.get("reduction", "sum")):
+            dim, to = (type.names.index(attrs[n]) if n in attrs else 0 for n in ("dim", "to"))
+            move = Move(dim, to, attrs.get("reduction", "sum"))
+            size = self.mesh.sizes[self.mesh.index(axis)]
+            return forced(x, axis, factors(size, forced.formula.rings[0]), move)
         if op.kind == "all_reduce":
             return REDUCE[attrs["reduction"]](x, axis)
         at = type.names.index(attrs["dim"])

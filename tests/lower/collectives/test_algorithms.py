@@ -91,7 +91,7 @@ def check_random(data: st.DataObject, most: int) -> None:
 
 
 @given(st.data())
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_random_meshes_shapes_and_dtypes(data: st.DataObject) -> None:
     check_random(data, 12)
 
@@ -183,7 +183,7 @@ def sent(run: Any, groups: Groups, block: Any) -> Counter[tuple[int, int, int]]:
 
 
 @given(st.data())
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_each_sends_what_its_formula_says(data: st.DataObject) -> None:
     kind, name = data.draw(st.sampled_from(sorted(FORMULAS)))
     formula = FORMULAS[kind, name]

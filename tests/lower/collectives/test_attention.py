@@ -56,7 +56,7 @@ def check(data: st.DataObject, most: int) -> None:
 
 
 @given(st.data())
-@settings(max_examples=5)
+@settings(max_examples=3)
 def test_equals_attention_over_whole_keys_and_values(data: st.DataObject) -> None:
     check(data, 6)
 

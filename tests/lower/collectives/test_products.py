@@ -64,13 +64,13 @@ def check_scatter(data: st.DataObject, most: int) -> None:
 
 
 @given(st.data())
-@settings(max_examples=6)
+@settings(max_examples=4)
 def test_a_product_of_what_is_gathered(data: st.DataObject) -> None:
     check_gather(data, 8)
 
 
 @given(st.data())
-@settings(max_examples=6)
+@settings(max_examples=4)
 def test_a_product_that_is_scattered(data: st.DataObject) -> None:
     check_scatter(data, 6)
 

@@ -60,7 +60,7 @@ def stated(kind: str, x: Any, form: q.Format) -> Any:
 
 
 @given(st.data())
-@settings(max_examples=10)
+@settings(max_examples=5)
 def test_errors_are_within_the_bound(data: st.DataObject) -> None:
     check_random(data, 5)
 
