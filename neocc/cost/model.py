@@ -174,9 +174,10 @@ class CostModel:
         if kind == "slice" or len(type.dims) < 2:
             return 0.0
         lanes = lane_dim(type.dims)
+        if lanes.name not in moved or lanes.size % LANES:
+            return 0.0
         shapes = [type.local_shape(self.mesh, layout) for layout in ends]
-        piece = min(shape[type.dims.index(lanes)] for shape in shapes)
-        if lanes.name not in moved or lanes.size % LANES or piece % LANES == 0:
+        if min(shape[type.dims.index(lanes)] for shape in shapes) % LANES == 0:
             return 0.0
         return copied_seconds(self.chip, max(map(math.prod, shapes)) * type.itemsize)
 
