@@ -12,7 +12,16 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from neocc.cli.generate import lines_of
+from neocc.cli.generate import (
+    CutDims,
+    ModelFile,
+    NeoConfig,
+    PlannedChip,
+    SimulatedMesh,
+    TokenizerName,
+    Weights,
+    lines_of,
+)
 from neocc.cli.request import told_errors
 from neocc.cost.hardware import chip
 from neocc.frontends.weights.load import end_tokens, loaded
@@ -21,8 +30,8 @@ from neocc.ir.mesh import Mesh
 
 
 def evaluate_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Weights of any kind that convert reads.")],
-    mesh: Annotated[str, typer.Option(help="2x4, or data:2,model:4: simulated by this host.")],
+    checkpoint: Weights,
+    mesh: SimulatedMesh,
     lambada: Annotated[
         Path | None, typer.Option(help="LAMBADA's passages: JSON lines with a text.")
     ] = None,
@@ -36,16 +45,11 @@ def evaluate_command(
         int | None, typer.Option(min=1, help="Only so many passages or documents of each.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pieces at a time.")] = 8,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="A file, a folder, or bytes.", show_default="beside the weights"),
-    ] = None,
-    layout: Annotated[str, typer.Option(help="Dims that mesh axes cut: heads:y,mlp:y.")] = "",
-    target: Annotated[str, typer.Option(help="The chip that the plans are made for.")] = "v5e",
-    config: Annotated[
-        Path | None, typer.Option(help="The GPT-Neo config of a checkpoint of GPT-Neo's own.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="The model file that has such models.")] = "gpt.py",
+    tokenizer: TokenizerName = None,
+    layout: CutDims = "",
+    target: PlannedChip = "v5e",
+    config: NeoConfig = None,
+    model: ModelFile = "gpt.py",
     as_text: Annotated[bool, typer.Option("--json", help="Print what is found as JSON.")] = False,
 ) -> None:
     """Measure a checkpoint's model: the last word of LAMBADA's passages, the word perplexity of

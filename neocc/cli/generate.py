@@ -19,10 +19,24 @@ from neocc.ir.mesh import Mesh
 NEW = 64  # tokens of a prompt, if not asked for
 UNFINISHED = "\ufffd"  # what a part of a character decodes to
 
+# What evaluate takes too.
+Weights = Annotated[Path, typer.Argument(help="Weights of any kind that convert reads.")]
+SimulatedMesh = Annotated[str, typer.Option(help="2x4, or data:2,model:4: simulated by this host.")]
+TokenizerName = Annotated[
+    str | None,
+    typer.Option(help="A file, a folder, or bytes.", show_default="beside the weights"),
+]
+CutDims = Annotated[str, typer.Option(help="Dims that mesh axes cut: heads:y,mlp:y.")]
+PlannedChip = Annotated[str, typer.Option(help="The chip that the plans are made for.")]
+NeoConfig = Annotated[
+    Path | None, typer.Option(help="The GPT-Neo config of a checkpoint of GPT-Neo's own.")
+]
+ModelFile = Annotated[str, typer.Option(help="The model file that has such models.")]
+
 
 def generate_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Weights of any kind that convert reads.")],
-    mesh: Annotated[str, typer.Option(help="2x4, or data:2,model:4: simulated by this host.")],
+    checkpoint: Weights,
+    mesh: SimulatedMesh,
     prompt: Annotated[list[str] | None, typer.Option(help="A text to continue; several.")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="A file: a prompt a line, or JSON lines with a prompt.")
@@ -50,16 +64,11 @@ def generate_command(
     batch: Annotated[
         int | None, typer.Option(min=1, help="Prompts at a time.", show_default="all, to 32")
     ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="A file, a folder, or bytes.", show_default="beside the weights"),
-    ] = None,
-    layout: Annotated[str, typer.Option(help="Dims that mesh axes cut: heads:y,mlp:y.")] = "",
-    target: Annotated[str, typer.Option(help="The chip that the plans are made for.")] = "v5e",
-    config: Annotated[
-        Path | None, typer.Option(help="The GPT-Neo config of a checkpoint of GPT-Neo's own.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="The model file that has such models.")] = "gpt.py",
+    tokenizer: TokenizerName = None,
+    layout: CutDims = "",
+    target: PlannedChip = "v5e",
+    config: NeoConfig = None,
+    model: ModelFile = "gpt.py",
     as_text: Annotated[
         bool, typer.Option("--json", help="A line of JSON for each prompt.")
     ] = False,

@@ -135,3 +135,21 @@ def logits(config: dict[str, Any], w: dict[str, np.ndarray], tokens: np.ndarray)
         h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
         x = x + h @ proj + own["mlp.c_proj.bias"]
     return norm(x, "ln_f") @ w["wte.weight"].T
+
+
+def random_model(name: str, config: dict[str, Any]) -> Any:
+    """transformers' own GPT-Neo (a name that begins so) or GPT-2, with random weights wider than
+    its own: norms and biases too, and what is greedy does not soon repeat itself."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"bos_token_id": None, "eos_token_id": None, **config}
+    if name.startswith("neo"):
+        made = transformers.GPTNeoForCausalLM(transformers.GPTNeoConfig(**sizes))
+    else:
+        made = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return made.eval()

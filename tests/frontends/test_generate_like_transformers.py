@@ -14,6 +14,7 @@ from neocc.frontends.weights.load import loaded
 from neocc.ir.mesh import Mesh
 from neocc.runtime.choose import Choice
 from neocc.runtime.generate import Sampler
+from tests.frontends.hf_models import random_model
 
 missing = [n for n in ("torch", "transformers") if importlib.util.find_spec(n) is None]
 pytestmark = pytest.mark.skipif(
@@ -34,23 +35,6 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def build(name: str) -> Any:
-    """Random weights, wide enough that what is greedy does not soon repeat itself."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    sizes = {"bos_token_id": None, "eos_token_id": None, **MODELS[name]}
-    if name.startswith("neo"):
-        made = transformers.GPTNeoForCausalLM(transformers.GPTNeoConfig(**sizes))
-    else:
-        made = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
-    with torch.no_grad():
-        for p in made.parameters():
-            p.add_(0.2 * torch.randn_like(p))
-    return made.eval()
-
-
 def theirs(model: Any, prompts: list[list[int]]) -> list[list[int]]:
     import torch
 
@@ -65,7 +49,7 @@ def theirs(model: Any, prompts: list[list[int]]) -> list[list[int]]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_equals_transformers_token_by_token(name: str, tmp_path: Path):
-    model = build(name)
+    model = random_model(name, MODELS[name])
     model.save_pretrained(tmp_path / "theirs")
     rng = np.random.default_rng(7)
     vocab = model.config.vocab_size

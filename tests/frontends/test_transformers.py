@@ -12,6 +12,7 @@ import pytest
 from neocc.frontends.weights.convert import convert
 from neocc.frontends.weights.hf_folder import open_folder
 from tests.frontends import on_mesh
+from tests.frontends.hf_models import random_model
 
 missing = [n for n in ("torch", "transformers") if importlib.util.find_spec(n) is None]
 pytestmark = pytest.mark.skipif(
@@ -42,23 +43,6 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def build(name: str) -> Any:
-    """Random weights, wider than transformers' own: norms and biases too."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    sizes = {"bos_token_id": None, "eos_token_id": None, **MODELS[name]}
-    if name.startswith("neo"):
-        made = transformers.GPTNeoForCausalLM(transformers.GPTNeoConfig(**sizes))
-    else:
-        made = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
-    with torch.no_grad():
-        for p in made.parameters():
-            p.add_(0.2 * torch.randn_like(p))
-    return made.eval()
-
-
 def their_logits(model: Any, tokens: np.ndarray) -> np.ndarray:
     import torch
 
@@ -70,7 +54,7 @@ def their_logits(model: Any, tokens: np.ndarray) -> np.ndarray:
 def test_logits_match_and_the_way_back_is_bit_exact(name: str, tmp_path: Path):
     import transformers
 
-    model = build(name)
+    model = random_model(name, MODELS[name])
     shard = "20KB" if name == "neo" else "5GB"
     model.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
     seq = model.config.max_position_embeddings
