@@ -179,7 +179,7 @@ class Problem:
             found[key] = reshards(
                 (lay for end in ends for lay in end.layouts if lay is not None),
                 lambda layout, type=type: self.moves_from(layout, type),
-                lambda move, type=type: self.move_seconds(move, type),
+                lambda move, type=type: self.wire_seconds(move, type),
                 lambda move, type=type: self.copy_seconds(move, type),
             )
         return found
@@ -209,10 +209,12 @@ class Problem:
         return self.move_seconds(move, flow.value.type) * flow.trips
 
     def move_seconds(self, move: Move, type: TensorType) -> float:
+        return self.wire_seconds(move, type) + self.copy_seconds(move, type)
+
+    def wire_seconds(self, move: Move, type: TensorType) -> float:
         source = type.local_bytes(self.mesh, move.source)
         target = type.local_bytes(self.mesh, move.target)
-        wires = self.cost.move_seconds(move.kind, move.axis, max(source, target), target)
-        return wires + self.copy_seconds(move, type)
+        return self.cost.move_seconds(move.kind, move.axis, max(source, target), target)
 
     def copy_seconds(self, move: Move, type: TensorType) -> float:
         """What of a move is work of the device itself, and hides behind nothing."""

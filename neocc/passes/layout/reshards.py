@@ -62,11 +62,11 @@ def spread(size: int, seeds: np.ndarray, source: np.ndarray, target: np.ndarray)
 def reshards(
     layouts: Iterable[Layout],
     moves_from: Callable[[Layout], list[Move]],
-    seconds: Callable[[Move], float],
-    copies: Callable[[Move], float],
+    on_wires: Callable[[Move], float],
+    copying: Callable[[Move], float],
 ) -> Reshards:
-    """All that can be reached from ``layouts``; ``copies``: of a move's seconds, those in which the
-    device itself copies."""
+    """All that can be reached from ``layouts``. A move takes its seconds on wires and those in
+    which the device itself copies."""
     index: dict[Layout, int] = {}
     for layout in layouts:
         index.setdefault(layout, len(index))
@@ -78,8 +78,8 @@ def reshards(
                 index[m.target] = len(index)
                 stack.append(m.target)
             found.append(m)
-    takes = np.array([seconds(m) for m in found], dtype=float)
-    wires = takes - np.array([copies(m) for m in found], dtype=float)
+    wires = np.array([on_wires(m) for m in found], dtype=float)
+    takes = wires + np.array([copying(m) for m in found], dtype=float)
     return Reshards(
         index,
         found,
