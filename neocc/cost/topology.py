@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -48,17 +48,17 @@ class Ring:
         return self.size // 2 if self.wraps else self.size - 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Level:
     """One or more rings used at a time: a plane of a torus is two."""
 
     rings: tuple[Ring, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         return math.prod(ring.size for ring in self.rings)
 
-    @property
+    @cached_property
     def bandwidth(self) -> float:
         """Bytes/s that a device takes in over all its rings and directions."""
         return sum(ring.directions * ring.bandwidth for ring in self.rings)
@@ -68,7 +68,7 @@ class Level:
         return all(ring.wraps for ring in self.rings)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AxisLink:
     """What a mesh axis is made of: its levels, fastest and innermost first, and the seconds that
     it costs to launch a collective on it. An axis of size 1 has no level."""
@@ -76,7 +76,7 @@ class AxisLink:
     levels: tuple[Level, ...]
     overhead: float = 0.0
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Devices along the axis."""
         return math.prod(level.size for level in self.levels)

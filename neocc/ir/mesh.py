@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from neocc.ir.errors import LayoutError
 
 AXIS_NAMES = ("x", "y", "z", "w")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Mesh:
     """An ordered list of named axes with sizes: ``8x16`` is ``x:8,y:16``."""
 
@@ -43,11 +44,11 @@ class Mesh:
             return Mesh(tuple((name, int(size)) for name, size in pairs))
         raise LayoutError(f"mesh {text!r} is neither like 8x16 nor like x:8,y:16")
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.axes)
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         return tuple(size for _, size in self.axes)
 
@@ -106,15 +107,13 @@ class Layout:
     def dims(self) -> frozenset[str]:
         return frozenset(p for p in self.axes if isinstance(p, str))
 
+    def blocks(self, mesh: Mesh) -> dict[str, int]:
+        """Of each dim that is cut, into how many blocks."""
+        return blocks(self.axes, mesh)
+
     def parts(self, dim: str, mesh: Mesh) -> int:
         """Number of blocks that ``dim`` is cut into."""
-        return math.prod(mesh.sizes[i] for i in self.cuts(dim))
-
-    def local_size(self, dim: str, size: int, mesh: Mesh) -> int:
-        parts = self.parts(dim, mesh)
-        if size % parts:
-            raise LayoutError(f"dim {dim!r} of size {size} does not divide by {parts}")
-        return size // parts
+        return self.blocks(mesh).get(dim, 1)
 
     def replace(self, axis: int, placement: Placement) -> Layout:
         return Layout((*self.axes[:axis], placement, *self.axes[axis + 1 :]), self.host)
@@ -157,8 +156,21 @@ class Strategy:
 
     axes: tuple[Choice, ...]
 
+    def blocks(self, mesh: Mesh) -> dict[str, int]:
+        """Of each iteration dim that is cut, into how many blocks."""
+        return blocks(self.axes, mesh)
+
     def parts(self, dim: str, mesh: Mesh) -> int:
-        return math.prod(mesh.sizes[i] for i, c in enumerate(self.axes) if c == dim)
+        return self.blocks(mesh).get(dim, 1)
 
     def __str__(self) -> str:
         return "{" + ", ".join("-" if c is None else str(c) for c in self.axes) + "}"
+
+
+def blocks(axes: Iterable[object], mesh: Mesh) -> dict[str, int]:
+    """The product of the sizes of the mesh axes that name each dim."""
+    found: dict[str, int] = {}
+    for place, size in zip(axes, mesh.sizes, strict=True):
+        if isinstance(place, str):
+            found[place] = found.get(place, 1) * size
+    return found

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import ml_dtypes
 import numpy as np
 
-from neocc.ir.errors import IRError
+from neocc.ir.errors import IRError, LayoutError
 from neocc.ir.mesh import Layout, Mesh
 
 DTYPES: dict[str, np.dtype] = {
@@ -42,7 +44,7 @@ class Dim:
         return f"{self.name}={self.size}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TensorType:
     """An ordered tuple of distinct dims and a dtype; in a partitioned program, a layout too.
 
@@ -61,7 +63,7 @@ class TensorType:
             twice = next(n for n in names if names.count(n) > 1)
             raise IRError(f"dim {twice!r} appears twice in one tensor; rename one of them")
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(d.name for d in self.dims)
 
@@ -72,7 +74,7 @@ class TensorType:
     @property
     def size(self) -> int:
         """Number of elements of the whole tensor."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def itemsize(self) -> int:
@@ -110,11 +112,17 @@ class TensorType:
         """Shape of one device's block; every cut divides (padding has been done)."""
         layout = layout or self.layout
         assert layout is not None
-        return tuple(layout.local_size(d.name, d.size, mesh) for d in self.dims)
+        blocks = layout.blocks(mesh)
+        for d in self.dims:
+            if d.size % blocks.get(d.name, 1):
+                raise LayoutError(
+                    f"dim {d.name!r} of size {d.size} does not divide by {blocks[d.name]}"
+                )
+        return tuple(d.size // blocks.get(d.name, 1) for d in self.dims)
 
     def local_bytes(self, mesh: Mesh, layout: Layout | None = None) -> int:
         """Bytes of one device's block, without any padding of the target's tiled layout."""
-        return int(np.prod(self.local_shape(mesh, layout), dtype=np.int64)) * self.itemsize
+        return math.prod(self.local_shape(mesh, layout)) * self.itemsize
 
     def __str__(self) -> str:
         dims = ", ".join(str(d) for d in self.dims)

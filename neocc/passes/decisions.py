@@ -21,7 +21,7 @@ from neocc.passes.layout.algebra import Assignment, Boundary, op_layouts
 from neocc.passes.layout.algebra import moves as legal_moves
 from neocc.passes.layout.cluster import Cluster
 from neocc.passes.layout.notation import layout_text
-from neocc.passes.layout.problem import FOLLOWERS, unary_strategy
+from neocc.passes.layout.problem import FOLLOWERS, unary_strategies
 from neocc.passes.names import Names, program_names, result_name
 from neocc.passes.plan import Plan
 
@@ -111,7 +111,7 @@ def by_itself(
     """The strategy of an op that the file need not name: one that follows its operand, or one that
     has nothing to cut. ``like``: any strategy on the same mesh."""
     if len(group.ops) == 1 and op.kind in FOLLOWERS:
-        return unary_strategy(op, made[op.operands[0]])
+        return unary_strategies(op, [made[op.operands[0]]])[0]
     if not OPS[op.kind].space(op).iters:
         return Strategy((None,) * len(like.axes))
     return None

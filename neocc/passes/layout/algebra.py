@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from neocc.ir.mesh import Choice, Layout, Mesh, Partial, Placement, Strategy, Through
 from neocc.ir.ops import OPS
-from neocc.ir.ops.base import PARALLEL, SEQUENTIAL
+from neocc.ir.ops.base import PARALLEL, SEQUENTIAL, Space
 from neocc.ir.program import Op, Region, Value
 from neocc.ir.types import TensorType
 
 SUM = Partial("sum")
+
+OpLayouts = tuple[tuple[Layout, ...], tuple[Layout, ...]]  # of the operands, of the results
 
 
 def strategies(op: Op, mesh: Mesh, uncut: frozenset[str] = frozenset()) -> list[Strategy]:
@@ -29,17 +31,19 @@ def strategies(op: Op, mesh: Mesh, uncut: frozenset[str] = frozenset()) -> list[
     passes: list[Choice] = [Through(s) for s in OPS[op.kind].linear(op)]
     options = [[None] if size == 1 else [None, *sizes, *passes] for size in mesh.sizes]
     found = (Strategy(axes) for axes in itertools.product(*options))
-    return [
-        s for s in found if all(size % s.parts(name, mesh) == 0 for name, size in sizes.items())
-    ]
+    return [s for s in found if all(sizes[n] % p == 0 for n, p in s.blocks(mesh).items())]
 
 
-def op_layouts(op: Op, strategy: Strategy) -> tuple[tuple[Layout, ...], tuple[Layout, ...]]:
+def op_layouts(op: Op, strategy: Strategy) -> OpLayouts:
     """The layouts that a strategy wants of the operands and makes of the results.
 
     Of a cut reduction, a result that lacks the dim is partial; one that has it is cut along it.
     """
-    space = OPS[op.kind].space(op)
+    return laid(op, strategy, OPS[op.kind].space(op))
+
+
+def laid(op: Op, strategy: Strategy, space: Space) -> OpLayouts:
+    """``op_layouts`` of an op whose iteration space is known."""
     kinds = {i.name: i.kind for i in space.iters}
 
     def placed(names: tuple[str, ...], follows: tuple[str | None, ...], choice: str) -> Placement:
@@ -111,11 +115,14 @@ def moves(layout: Layout, type: TensorType, mesh: Mesh) -> list[Move]:
     no later axis cuts that dim: otherwise the blocks would not be contiguous.
     """
 
+    blocks = layout.blocks(mesh)
+    last = {p: axis for axis, p in enumerate(layout.axes) if isinstance(p, str)}
+
     def innermost(axis: int, dim: str) -> bool:
-        return all(a <= axis for a in layout.cuts(dim))
+        return last.get(dim, axis) <= axis
 
     def can_cut(axis: int, dim: str, size: int) -> bool:
-        parts = layout.parts(dim, mesh) * mesh.sizes[axis]
+        parts = blocks.get(dim, 1) * mesh.sizes[axis]
         return innermost(axis, dim) and size % parts == 0
 
     if layout.host:
@@ -154,7 +161,8 @@ def layouts(type: TensorType, mesh: Mesh, partial: bool = False) -> Iterator[Lay
         options.append([None, *cuts, *([SUM] if partial and size > 1 else [])])
     for axes in itertools.product(*options):
         layout = Layout(axes)
-        if all(d.size % layout.parts(d.name, mesh) == 0 for d in type.dims):
+        blocks = layout.blocks(mesh)
+        if all(d.size % blocks.get(d.name, 1) == 0 for d in type.dims):
             yield layout
 
 

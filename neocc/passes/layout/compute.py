@@ -207,8 +207,10 @@ class Computes:
     def seconds(self, cluster: Cluster, traffic: Traffic, strategy: Strategy) -> float:
         """Compute time of one run of a cluster on one device."""
 
+        blocks = strategy.blocks(self.mesh)
+
         def parts(dim: str) -> int:
-            return strategy.parts(dim, self.mesh)
+            return blocks.get(dim, 1)
 
         fused = self.cost.chip.vector_clock is not None
         if len(cluster.ops) == 1:

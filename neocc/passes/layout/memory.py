@@ -8,7 +8,8 @@ whole, and, inside, what the body holds at its own points.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from neocc.cost.tiling import stored_bytes
@@ -23,6 +24,10 @@ from neocc.passes.layout.solve import Solution
 
 ROLES = {"parameter": "parameters", "state": "optimizer state", "data": "data"}
 KINDS = (*ROLES.values(), "saved for backward", "gradients", "temporaries")
+
+# A reader's place in the region, the last place where it reads through values that are fused into
+# it, and the flow's end; None for one that reads the value as it is made.
+Read = tuple[int, int, End | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,25 +150,41 @@ def region_points(
         if flow.region is whole
     }
 
-    def live(i: int, v: Value, begin: int) -> Iterator[Live]:
-        ends = readers.get(v, [])
-        before = tuple(e for at, _, e in ends if e is not None and at <= i)
-        after = tuple(e for _, until, e in ends if e is not None and until >= i)
-        as_made = any(e is None and until >= i for _, until, e in ends)
-        bound = as_made or not ends or i <= begin or (outermost and begin < 0)
-        if v not in passing or i <= min((at for at, _, _ in ends), default=begin):
-            over = replacing.get(v)
-            source = problem.sources[v][0]
-            yield Live(v, kinds[v], source, None, before, after, bound, v in passing, over)
+    held: list[list[Live]] = [[] for _ in region.ops]
 
-    for i, op in enumerate(region.ops):
-        here = [
-            held
-            for v, begin in begins.items()
-            if begin <= i <= last.get(v, begin)
-            for held in live(i, v, begin)
-        ]
-        for v, ends in readers.items():
+    def hold(
+        first: int, end: int, ends: Sequence[Read], live: Callable[[int], Live | None]
+    ) -> None:
+        """Notes a value's ``live`` at ops ``first`` to ``end``: it changes where readers do."""
+        changes = {first + 1, *(at for at, _, _ in ends), *(at + 1 for at, _, _ in ends)}
+        changes.update(until + 1 for _, until, _ in ends)
+        first, end = max(first, 0), min(end, len(region.ops) - 1)
+        starts = sorted({first, *(i for i in changes if first < i <= end)})
+        for start, stop in itertools.pairwise([*starts, end + 1]):
+            if (found := live(start)) is not None:
+                for i in range(start, stop):
+                    held[i].append(found)
+
+    for v, begin in begins.items():
+        ends = readers.get(v, [])
+
+        def block(
+            i: int, v: Value = v, begin: int = begin, ends: Sequence[Read] = ends
+        ) -> Live | None:
+            if v in passing and i > min((at for at, _, _ in ends), default=begin):
+                return None
+            before = tuple(e for at, _, e in ends if e is not None and at <= i)
+            after = tuple(e for _, until, e in ends if e is not None and until >= i)
+            as_made = any(e is None and until >= i for _, until, e in ends)
+            bound = as_made or not ends or i <= begin or (outermost and begin < 0)
+            source = problem.sources[v][0]
+            over = replacing.get(v)
+            return Live(v, kinds[v], source, None, before, after, bound, v in passing, over)
+
+        hold(begin, last.get(v, begin), ends, block)
+    for v, ends in readers.items():
+
+        def copies(i: int, v: Value = v, ends: Sequence[Read] = ends) -> Live | None:
             updating = updates.get(v)
             reading = [(at, until, e) for at, until, e in ends if e is not None]
             before = tuple(e for at, _, e in reading if at <= i)
@@ -172,18 +193,22 @@ def region_points(
                 for at, until, e in reading
                 if until >= i and (e.choice is not updating or at <= i)
             )
-            if before and after:
-                source = problem.sources[v][0]
-                here.append(Live(v, "temporaries", source, flows[v], before, after))
+            source = problem.sources[v][0]
+            if not (before and after):
+                return None
+            return Live(v, "temporaries", source, flows[v], before, after)
+
+        hold(0, len(region.ops), ends, copies)
+    for i, op in enumerate(region.ops):
         if op.kind == "repeat":
             # What a loop carries lies where it came in, if that is its last use, and goes out.
             carries = op.attrs["carries"]
             own = {v for v in op.operands[:carries] if last.get(v, i) <= i}
             own.update(op.results[:carries])
-            around = (held for held in here if held.value not in own or held.copies)
+            around = (h for h in held[i] if h.value not in own or h.copies)
             yield from region_points(problem, flows, take, op.regions[0], (*outside, *around))
         else:
-            yield Point(op, (*outside, *here))
+            yield Point(op, (*outside, *held[i]))
 
 
 def read_by(
@@ -193,12 +218,10 @@ def read_by(
     region: Region,
     last: Mapping[Value, int],
     stored: set[Value],
-) -> list[tuple[int, int, End | None]]:
-    """Who reads a flow's value: the op's place in the region, the last place where it is read
-    through values that are fused into it, and the flow's end; None for one that reads the value
-    as it is made."""
+) -> list[Read]:
+    """Who reads a flow's value."""
     v = flow.value
-    found: list[tuple[int, int, End | None]] = []
+    found: list[Read] = []
     for i, op in enumerate(region.ops):
         if v not in op.operands:
             continue

@@ -33,9 +33,9 @@ from neocc.passes.layout.algebra import (
     Move,
     Strategy,
     Through,
+    laid,
     layouts,
     moves,
-    op_layouts,
     strategies,
 )
 from neocc.passes.layout.cluster import Cluster, accumulates, clusters
@@ -85,9 +85,9 @@ class Choice:
     seconds: list[float]
     strategies: dict[Op, list[Strategy | None]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def can_be_off(self) -> bool:
-        return None in self.options
+        return any(o is None for o in self.options)
 
     @cached_property
     def away(self) -> np.ndarray:
@@ -469,9 +469,9 @@ class Builder:
         """Lets an op that only relabels or narrows its operand take whatever layout that has."""
         source = sources[0]
         widens = op.result.type.itemsize > op.operands[0].type.itemsize
-        following = [lay and unary_strategy(op, lay) for lay in source.layouts]
         if widens or len(sources) > 1:
             return False
+        following = unary_strategies(op, source.layouts)
         if not all(s is not None and self.rules.strategy(op, s) for s in following):
             return False
         made = [s for s in following if s is not None]
@@ -485,8 +485,9 @@ class Builder:
     def op_layouts(
         self, choice: Choice, op: Op
     ) -> list[tuple[tuple[Layout | None, ...], tuple[Layout | None, ...]]]:
+        space = OPS[op.kind].space(op)
         off = (None,) * len(op.operands), (None,) * len(op.results)
-        return [op_layouts(op, s) if s is not None else off for s in choice.strategies[op]]
+        return [laid(op, s, space) if s is not None else off for s in choice.strategies[op]]
 
     def region(
         self,
@@ -561,20 +562,25 @@ class Builder:
         self.region(region, inner, args, outputs, self.cluster_choices(region, inner), carries)
 
 
-def unary_strategy(op: Op, layout: Layout) -> Strategy | None:
-    """The strategy of a one-operand op that takes its operand as ``layout``, if there is one."""
+def unary_strategies(op: Op, layouts: Iterable[Layout | None]) -> list[Strategy | None]:
+    """The strategies of a one-operand op that take its operand as each of ``layouts``; None where
+    there is none."""
     space = OPS[op.kind].space(op)
     follows = dict(zip(op.operands[0].type.names, space.operands[0], strict=True))
     passes = OPS[op.kind].linear(op)
-    axes: list[str | Through | None] = []
-    for place in layout.axes:
-        if isinstance(place, Partial):
-            if place != SUM or not passes:
-                return None
-            axes.append(Through(passes[0]))
-        else:
-            axes.append(place and follows[place])
-    return Strategy(tuple(axes))
+
+    def taking(layout: Layout) -> Strategy | None:
+        axes: list[str | Through | None] = []
+        for place in layout.axes:
+            if isinstance(place, Partial):
+                if place != SUM or not passes:
+                    return None
+                axes.append(Through(passes[0]))
+            else:
+                axes.append(place and follows[place])
+        return Strategy(tuple(axes))
+
+    return [layout and taking(layout) for layout in layouts]
 
 
 def merge_ends(sources: tuple[End, ...], ends: list[End]) -> list[End]:

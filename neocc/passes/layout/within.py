@@ -7,7 +7,9 @@ the rows as hard limits.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -15,11 +17,11 @@ from neocc.ir.errors import NeoccError
 from neocc.ir.program import Op
 from neocc.passes.layout.bound import Prices, Relaxation
 from neocc.passes.layout.branch import solve_apart
-from neocc.passes.layout.memory import Memory, limit, peak, points
+from neocc.passes.layout.memory import Memory, Point, limit, peak, points
 from neocc.passes.layout.objective import MICRO, Limit
-from neocc.passes.layout.prices import value
+from neocc.passes.layout.prices import improve, value
 from neocc.passes.layout.problem import Problem
-from neocc.passes.layout.solve import Infeasible, Solution, floor, solve
+from neocc.passes.layout.solve import MARGIN, Infeasible, Solution, floor, solve
 
 PATIENCE = 4.0  # where no plan within so many times the fastest one's step fits, none is sought
 TOLERANCE = 1e-6  # a gap, as a share of the step, that counts as none
@@ -34,8 +36,11 @@ class Rows:
     def __init__(self, problem: Problem, available: float):
         self.problem = problem
         self.available = available
-        self.points = {point.op: point for point in points(problem)}
         self.limits: dict[Op, Limit] = {}
+
+    @cached_property
+    def points(self) -> dict[Op, Point]:
+        return {point.op: point for point in points(self.problem)}
 
     def measure(self, solution: Solution) -> tuple[Memory, bool]:
         """A solution's memory, and whether it overfills a point that had no row: it has now."""
@@ -55,8 +60,10 @@ def bound_within(relaxation: Relaxation, available: float, enough: float) -> flo
     one that passes ``enough`` need be no better. ``relaxation``: of the problem without limits,
     settled."""
     bound = value(relaxation, True) / MICRO
+    if bound >= enough:
+        return bound
     rows = Rows(relaxation.problem, available)
-    if bound >= enough or not rows.measure(likely(relaxation))[1]:
+    if not rows.measure(likely(relaxation))[1]:
         return bound
     # A price of memory that is likely, before the best one.
     priced = Relaxation(relaxation.problem, rows.all, Prices({}, [LIKELY_PRICE * bound * MICRO]))
@@ -64,7 +71,8 @@ def bound_within(relaxation: Relaxation, available: float, enough: float) -> flo
     bound = max(bound, value(priced, True) / MICRO)
     if bound >= enough:
         return bound
-    return max(bound, value(floor(relaxation.problem, rows.all, enough), True) / MICRO)
+    improve(priced, rows.all, None, MARGIN, math.inf, enough * MICRO)
+    return max(bound, value(priced, True) / MICRO)
 
 
 def likely(relaxation: Relaxation) -> Solution:
