@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from neocc.lower.hlo_text import Module, parse_module
 
 HLO = "*train_step*after_optimizations_after_buffer_assignment.txt"
 FLAGS = "--xla_dump_to={} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=.*train_step.*"
-HBM = 0  # the memory space ("color") of a value in a device's main memory
+HBM, ON_CHIP = 0, 1  # the memory spaces ("colors") of values
 SMALL = 512  # bytes: tuples and counters
 
 
@@ -72,8 +72,9 @@ def until_buffers(compile: Callable[[], Any], folder: Path, seconds: float) -> s
     raise NeoccError(errors[0][:300] if errors else f"no buffers after {seconds:.0f} s")
 
 
-def peak_bytes(folder: Path, text: str) -> int:
-    """Most bytes of a device's memory that are in use at one instruction."""
+def peak_bytes(folder: Path, text: str, colors: Sequence[int] = (HBM,)) -> int:
+    """Most bytes of a device's memory, or of several memories, that are in use at one
+    instruction."""
     module = parse_module(text)
     order = {name: i for i, name in enumerate(schedule(module, module.entry))}
     found = allocations(
@@ -82,20 +83,22 @@ def peak_bytes(folder: Path, text: str) -> int:
     )
     always, ranges = 0, []
     for allocation in found:
-        if "thread-local" in allocation.kind or "color" in allocation.kind:
+        if "thread-local" in allocation.kind:
             continue
-        if "preallocated-temp" not in allocation.kind:
+        if "preallocated-temp" not in allocation.kind and "color" not in allocation.kind:
             always += allocation.size if "constant" not in allocation.kind else 0
             continue
         for b in allocation.buffers:
             at = [order[n] for n in (b.name, *b.users) if n in order]
-            if b.color == HBM and b.size > SMALL and at:
+            if b.color in colors and b.size > SMALL and at:
                 begin = order.get(b.name, min(at))
-                ranges.append((begin, max(at), b.offset, b.size))
-    begins = {begin for begin, *_ in ranges}
-    return always + max(
-        (covered((o, s) for b, e, o, s in ranges if b <= t <= e) for t in begins), default=0
-    )
+                ranges.append((begin, max(at), b.color, b.offset, b.size))
+
+    def held(t: int) -> int:
+        here = [(c, o, s) for begin, end, c, o, s in ranges if begin <= t <= end]
+        return sum(covered((o, s) for at, o, s in here if at == color) for color in colors)
+
+    return always + max(map(held, {begin for begin, *_ in ranges}), default=0)
 
 
 def schedule(module: Module, name: str) -> Iterator[str]:
@@ -110,7 +113,7 @@ def schedule(module: Module, name: str) -> Iterator[str]:
         yield inst.name
 
 
-def covered(pieces: Iterator[tuple[int, int]]) -> int:
+def covered(pieces: Iterable[tuple[int, int]]) -> int:
     """Bytes that (offset, size) pieces cover: several values may share a place."""
     total, top = 0, -1
     for offset, size in sorted(pieces):

@@ -4,6 +4,7 @@
     python -m benchmarks.tpu_compiler --rescore       score the stored results, compile nothing
     python -m benchmarks.tpu_compiler --only TEXT     cases whose name has the text
     python -m benchmarks.tpu_compiler --buffers       stop each compile before code is generated
+    python -m benchmarks.tpu_compiler --held          add what the stored plans hold on chip
     python -m benchmarks.tpu_compiler --keep FOLDER   keep the compiled text there
 
 Each case of ``benchmarks/tpu_cases.py`` is planned, lowered and compiled by the real TPU compiler
@@ -22,6 +23,7 @@ import os
 import re
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.apart import run_apart
@@ -39,15 +41,19 @@ def compile_apart(case: Case, options: argparse.Namespace) -> Record | None:
     command = ["benchmarks.tpu_compiler", "--one", case.name]
     command += ["--keep", str(options.keep)] if options.keep else []
     command += ["--buffers"] if options.buffers else []
+    command += ["--held", "--buffers", "--results", str(options.results)] if options.held else []
     with tempfile.TemporaryDirectory() as folder:
         dump = {"XLA_FLAGS": FLAGS.format(folder), "NEOCC_XLA_DUMP": folder}
-        made = run_apart(case.name, command, TIMEOUT, dump if options.buffers else {})
+        made = run_apart(
+            case.name, command, TIMEOUT, dump if options.buffers or options.held else {}
+        )
     return Record.from_json(made) if made else None
 
 
-def compile_here(case: Case, buffers: bool, keep: Path | None) -> Record:
-    """Plans and compiles; with ``keep``, the HLO text is written there (gzip)."""
-    plan = plan_case(case)
+def compile_here(case: Case, buffers: bool, keep: Path | None, stored: Record | None) -> Record:
+    """Plans, if no plan is ``stored``, and compiles; with ``keep``, the HLO text is written there
+    (gzip)."""
+    plan = plan_case(case) if stored is None else replay(case, stored)
     if buffers:
         record, text = measure_buffers(plan, Path(os.environ["NEOCC_XLA_DUMP"]), TIMEOUT / 2)
     else:
@@ -89,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rescore", action="store_true")
     parser.add_argument("--buffers", action="store_true")
+    parser.add_argument("--held", action="store_true")
     parser.add_argument("--only", default="")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -96,19 +103,26 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         case = next(c for c in CASES if c.name == options.one)
-        record = compile_here(case, options.buffers, options.keep)
+        stored = load(options.results).get(case.name) if options.held else None
+        record = compile_here(case, options.buffers, options.keep, stored)
         print(json.dumps(record.to_json()), flush=True)
         os._exit(0)  # a compile may still run in a thread
     cases = [c for c in CASES if options.only in c.name]
     if not cases:
         sys.exit(f"no case has {options.only!r} in its name")
     records = load(options.results)
+    stored_only = options.rescore or options.held
     found: list[Score] = []
     for case in cases:
         record = records.get(case.name)
-        done = record is not None and (record.cycles > 0 or options.buffers or options.rescore)
+        if options.held and record is not None and record.held is None:
+            looked = compile_apart(case, options)
+            if looked:
+                record = records[case.name] = replace(record, held=looked.held)
+                store(options.results, records)
+        done = record is not None and (record.cycles > 0 or options.buffers or stored_only)
         result = scored(case, record) if record and done else None
-        if result is None and not options.rescore:
+        if result is None and not stored_only:
             record = compile_apart(case, options)
             result = scored(case, record) if record else None
             if record and result:

@@ -7,14 +7,14 @@ import hashlib
 import re
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.tpu_buffers import peak_bytes, until_buffers
+from benchmarks.tpu_buffers import HBM, ON_CHIP, peak_bytes, until_buffers
 from benchmarks.tpu_cases import Case
 from models import gpt
 from neocc.backends.target import lower_for_target
@@ -42,6 +42,7 @@ class Record:
 
     picks: the option of each choice, in the problem's order; moves: of each flow, its moves as
     ``source>target``; both as numbers into ``words``. peak: what is live at the fullest moment;
+    held: the same, with what lies in on-chip memory; None where buffers were not looked at.
     reserved: arguments and the block for temporaries, None where code was not generated; then
     cycles is 0 too. collectives: rows (kind, axes, bytes in, bytes out, runs, how many) of the
     compiled program. findings: the audit's verdicts, with how many of each. loops: rows (region
@@ -62,6 +63,7 @@ class Record:
     collectives: list[list[Any]]
     findings: dict[str, int]
     unexplained: list[str]
+    held: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -135,7 +137,9 @@ def measure_buffers(plan: Plan, folder: Path, limit: float) -> tuple[Record, str
     begin = time.perf_counter()
     stage = lowered.function.lower(*lowered.shape_structs())
     text = until_buffers(stage.compile, folder, limit)
-    return record_of(plan, text, peak_bytes(folder, text), None, time.perf_counter() - begin), text
+    seconds = time.perf_counter() - begin
+    record = record_of(plan, text, peak_bytes(folder, text), None, seconds)
+    return replace(record, held=peak_bytes(folder, text, (HBM, ON_CHIP))), text
 
 
 def record_of(plan: Plan, text: str, peak: int, reserved: int | None, seconds: float) -> Record:

@@ -16,13 +16,14 @@ CLOCK = {"v4": 1.05e9, "v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}
 
 @dataclass(frozen=True)
 class Score:
-    """Bytes and seconds of one device. ``sent``: bytes that a step puts into collectives, as
-    planned and as compiled; ``layers``: seconds of one trip of each loop's compute, as predicted
-    and by the compiler's estimate."""
+    """Bytes and seconds of one device. ``held``: as ``compiled``, with what lies on chip, if known.
+    ``sent``: bytes that a step puts into collectives, as planned and as compiled; ``layers``:
+    seconds of one trip of each loop's compute, as predicted and by the compiler's estimate."""
 
     name: str
     predicted: int
     compiled: int
+    held: int | None
     flops_equal: bool
     findings: dict[str, int]
     unexplained: tuple[str, ...]
@@ -40,6 +41,10 @@ class Score:
     @property
     def memory_error(self) -> float:
         return self.predicted / self.compiled - 1
+
+    @property
+    def held_error(self) -> float:
+        return self.predicted / (self.held or self.compiled) - 1
 
     @property
     def layer_errors(self) -> list[float]:
@@ -63,6 +68,7 @@ def score(name: str, plan: Plan, record: Record) -> Score:
         name=name,
         predicted=plan.memory.peak,
         compiled=record.peak,
+        held=record.held,
         flops_equal=plan.flops == record.flops,
         findings=record.findings,
         unexplained=tuple(record.unexplained),
@@ -91,10 +97,13 @@ def report(found: list[Score]) -> str:
     if not found:
         return "no results"
     memory = sorted(abs(s.memory_error) for s in found)
+    held = sorted(abs(s.held_error) for s in found)
     explained = sum(not s.unexplained for s in found)
     lines = [
         f"{len(found)} programs",
         f"peak memory: median error {median(memory):.1%}, worst {memory[-1]:.1%}",
+        f"with what lies on chip ({sum(s.held is not None for s in found)} programs): "
+        f"median error {median(held):.1%}, worst {held[-1]:.1%}",
         f"collectives: bytes as planned in {sum(s.exact for s in found)} of {len(found)} programs, "
         f"changes explained in {explained}",
         f"FLOPs of matrix products equal: {sum(s.flops_equal for s in found)} of {len(found)}",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tpu_buffers import covered, peak_bytes, until_buffers
+from benchmarks.tpu_buffers import HBM, ON_CHIP, covered, peak_bytes, until_buffers
 from neocc.ir.errors import NeoccError
 
 HLO = """HloModule jit_train_step, is_scheduled=true
@@ -92,6 +92,13 @@ def test_the_peak_is_what_is_live_at_once_and_what_shares_a_place_counts_once(
     # In the loop: the parameter, `inside`, and one place that `start` and `next` share. Not
     # `before`, which is dead, nor what lies in on-chip memory.
     assert peak_bytes(dumped(tmp_path), HLO) == 4096 + 16384 + 4096
+
+
+def test_what_lies_on_chip_at_the_same_moment_is_counted_where_it_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    both = peak_bytes(dumped(tmp_path), HLO, (HBM, ON_CHIP))
+    assert both == 4096 + 16384 + 4096 + 32768
 
 
 def test_pieces_that_overlap_are_covered_once() -> None:
