@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from neocc.backends.tpu.compile import compile_for_tpu, memory_facts, tpu_topology
+from neocc.backends.base import memory_facts
+from neocc.backends.tpu.compile import compile_for_tpu, tpu_topology
 from neocc.ir.builder import Graph, einsum, fused_attention, iota, select
 from neocc.ir.program import Program
 from neocc.ir.reference import run_program

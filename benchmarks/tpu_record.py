@@ -17,8 +17,9 @@ import numpy as np
 from benchmarks.tpu_buffers import HBM, ON_CHIP, peak_bytes, until_buffers
 from benchmarks.tpu_cases import Case
 from models import gpt
+from neocc.backends.base import memory_facts
 from neocc.backends.target import lower_for_target
-from neocc.backends.tpu.compile import compile_for_tpu, memory_facts
+from neocc.backends.tpu.compile import compile_for_tpu
 from neocc.cost.hardware import chip
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh

@@ -205,7 +205,7 @@ def test_a_config_that_is_not_there():
         (("--mesh", "2x2", "--memory", "lots"), ["lots", "12GiB"]),
         (("--mesh", "2x2", "--emit", "irr", "out"), ["irr", "stablehlo"]),
         (("--mesh", "2x2", "--print-after", "fuse"), ["fuse", "partition"]),
-        (("--mesh", "2x2", "--target", "h100", "--audit"), ["TPU"]),
+        (("--mesh", "2x2", "--target", "v100", "--audit"), ["v100", "h100"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

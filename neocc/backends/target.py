@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from neocc.backends.tpu.compile import compile_for_tpu, memory_facts, tpu_devices
+from neocc.backends import backend
 from neocc.ir.errors import NeoccError
 from neocc.lower.audit import Audit, audit
 from neocc.lower.jax import Lowered, lower
@@ -30,26 +30,23 @@ def lower_for_target(plan: Plan) -> Lowered:
     """The plan's program for the devices of a described slice of its chip.
 
     Raises:
-        NeoccError: there is no deviceless compiler for the chip here.
+        NeoccError: the chip's devices cannot be described here.
     """
-    if plan.chip.kind != "tpu":
-        raise NeoccError(
-            f"neocc compiles for TPUs without the device, not yet for {plan.chip.name}; "
-            "plan for it without --audit, or give a TPU as --target"
-        )
-    _, devices = tpu_devices(plan.topology)
-    return lower(plan.partitioned, jax.sharding.Mesh(devices, plan.mesh.names))
+    own = backend(plan.chip.kind)
+    mesh = jax.sharding.Mesh(own.devices(plan.topology), plan.mesh.names)
+    return lower(plan.partitioned, mesh, kernels=own.kernels, forms=own.forms)
 
 
 def compile_for_target(plan: Plan, options: Mapping[str, Any] | None = None) -> Target:
-    """Compiles for the plan's chip with its real compiler.
+    """Compiles for the plan's chip with its real compiler, under ``options`` beside the backend's.
 
     Raises:
         NeoccError: there is no compiler for the chip here, or it refuses the program.
     """
+    own = backend(plan.chip.kind)
     lowered = lower_for_target(plan)
-    compiled = compile_for_tpu(lowered.function, lowered.shape_structs(), compiler_options=options)
-    facts = memory_facts(compiled)
+    compiled = own.compile(lowered.stage, own.compiler_options(options))
+    facts = own.memory(compiled)
     text = compiled.as_text()
     if text is None:
         raise NeoccError(f"the compiler for {plan.chip.name} does not print what it compiled")
@@ -64,4 +61,5 @@ def audit_for_target(plan: Plan) -> Audit:
         HloError: the compiled program holds a collective in a form that is not known.
     """
     target = compile_for_target(plan)
-    return audit(plan, target.hlo, target.peak, target.reserved)
+    facts = backend(plan.chip.kind).read(target.hlo)
+    return audit(plan, target.hlo, target.peak, target.reserved, facts)

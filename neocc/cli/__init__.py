@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 import neocc
+from neocc.backends import chip
 from neocc.cli.calibrate import calibrate_command
 from neocc.cli.compare import compare_command
 from neocc.cli.convert import convert_command
@@ -30,7 +31,6 @@ from neocc.cli.request import (
     told_errors,
 )
 from neocc.cli.sweep import sweep_command
-from neocc.cost.hardware import chip
 from neocc.frontends import model_file
 from neocc.frontends.weights.convert import saved_model
 from neocc.ir.errors import NeoccError

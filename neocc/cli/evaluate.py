@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from neocc.backends import chip
 from neocc.cli.generate import (
     CutDims,
     ModelFile,
@@ -23,7 +24,6 @@ from neocc.cli.generate import (
     lines_of,
 )
 from neocc.cli.request import told_errors
-from neocc.cost.hardware import chip
 from neocc.frontends.weights.load import end_tokens, loaded
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from neocc.backends import chip
 from neocc.cli.request import told_errors
-from neocc.cost.hardware import chip
 from neocc.frontends.weights.load import end_tokens, loaded
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh

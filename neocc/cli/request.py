@@ -14,8 +14,9 @@ from typing import Any
 
 import typer
 
+from neocc.backends import chip
 from neocc.cost.calibration import chip_of_file
-from neocc.cost.hardware import Chip, HardwareError, chip
+from neocc.cost.hardware import Chip, HardwareError
 from neocc.frontends import gptneo, model_file
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh

@@ -99,7 +99,7 @@ class Chip:
 
     name: str
     title: str
-    kind: Literal["tpu", "gpu", "cpu"]
+    kind: str  # the backend that it is of: tpu, gpu, cpu, or another package's
     device: str  # what JAX presents as one device
     devices_per_chip: int
     peak_flops: Mapping[str, float] = field(hash=False)  # dtype of the operands -> FLOP/s

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neocc.cost.hardware import chip
+from neocc.backends import chip
 from neocc.data.tokenizer import read_tokenizer
 from neocc.frontends.weights.load import end_tokens, loaded
 from neocc.ir.errors import NeoccError

@@ -69,13 +69,15 @@ class Audit:
         return self.collectives_ok and self.flops_equal and in_tolerance
 
 
-def audit(plan: Plan, text: str, compiled_peak: int, reserved: int) -> Audit:
-    """Reads optimised HLO ``text`` and holds ``plan`` against it.
+def audit(
+    plan: Plan, text: str, compiled_peak: int, reserved: int, read: HloFacts | None = None
+) -> Audit:
+    """Reads optimised HLO ``text``, where it is not ``read`` yet, and holds ``plan`` against it.
 
     Raises:
         HloError: the text holds a collective in a form that is not known.
     """
-    facts = read_hlo(text)
+    facts = read or read_hlo(text)
     body, mesh = plan.partitioned.program.body, plan.mesh
     summed = local_flops(body, mesh) - local_flops(body, mesh, plan.chip)
     return Audit(
@@ -163,8 +165,23 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
                 compiled.remove(once)
                 findings.append(Finding(p, many, "one run peeled off its loop", True))
 
+    def take_folded() -> None:
+        """Sums along one axis and then another that the compiler made one sum over both."""
+        for c in list(compiled):
+            over = [mesh.names[i] for i in axes[c] or ()]
+            found = [p for axis in over for p in planned if sums_along(p, axis, c)]
+            first = {p.axis: p for p in reversed(found)}
+            if len(over) < 2 or len(first) < len(over):
+                continue
+            compiled.remove(c)
+            for i, axis in enumerate(over):
+                planned.remove(first[axis])
+                words = f"one sum over {' and '.join(over)}"
+                findings.append(Finding(first[axis], None if i else c, words, True))
+
     take(known(exact), "", True)
     take(exact, "", True)
+    take_folded()
     take(scattered, SCATTERED, True)
     take_peeled()
     take(narrowed, "made bf16, half the bytes", True)
@@ -192,6 +209,12 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
         )
         findings.append(Finding(None, c, verdict, realigns))
     return findings
+
+
+def sums_along(p: Planned, axis: str, c: Compiled) -> bool:
+    """Whether an all-reduce of the program, over more axes, does a planned one along ``axis``."""
+    same = (p.kind, p.axis, p.bytes, p.count) == ("all_reduce", axis, c.operand_bytes, c.trip_count)
+    return c.kind == "all-reduce" and same
 
 
 def same_transfer(a: Planned | None, b: Planned) -> bool:

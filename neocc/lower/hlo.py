@@ -289,6 +289,8 @@ class _Walk:
                 f"collective {inst.name!r} has {len(operands)} operands but {len(results)} results;"
                 " this form is not known here"
             )
+        if kind == "all-reduce" and len(operands) == 1:
+            operands = results = self._joined(comp, inst) or operands
         groups, reducer = self._groups(inst), self._reducer(inst)
         for i, (operand, result) in enumerate(zip(operands, results, strict=True)):
             op_name = inst.op_name
@@ -314,6 +316,17 @@ class _Walk:
                 operand_index=i,
                 operand_count=len(operands),
             )
+
+    def _joined(self, comp: Computation, inst: Instruction) -> list[Array]:
+        """The operands of an all-reduce that the GPU compiler laid one behind the other, each as a
+        row, to send them at once; none if it did not."""
+        source = _through(comp, inst.operands[0], ("bitcast",))
+        if source.opcode == "fusion":
+            comp = self.module.computations[source.called("calls")[0]]
+            source = comp.root
+        if source.opcode != "concatenate" or source.op_name or len(inst.arrays[0].shape) != 1:
+            return []
+        return [arrays(comp.shape(name))[0] for name in source.operands]
 
     def _scatter_fusion(
         self, comp: Computation, inst: Instruction, inner: Computation, at: _Context

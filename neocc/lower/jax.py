@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -25,12 +26,15 @@ from neocc.ir.ops import COLLECTIVES, HOST_MOVES, OPS, Context
 from neocc.ir.program import Op, Region, Value
 from neocc.ir.reference import scan_repeat
 from neocc.ir.types import DTYPES, TensorType
-from neocc.lower.collectives import ALGORITHMS, Move
+from neocc.lower.collectives import ALGORITHMS, Algorithm, Move
 from neocc.passes.layout.algebra import Strategy
 from neocc.passes.layout.liveness import last_use, materialised
 from neocc.passes.partition import Partitioned
 
 REDUCE = {"sum": lax.psum, "max": lax.pmax, "min": lax.pmin}
+# An op on a device's own blocks, as ``OpDef.evaluate``; None where it does not take them.
+Kernel = Callable[[Op, list[Any], Context], list[Any] | None]
+NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
 def jax_mesh(mesh: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
@@ -144,12 +148,16 @@ def lower(
     partitioned: Partitioned,
     mesh: jax.sharding.Mesh | None = None,
     algorithms: Mapping[str, str] | None = None,
+    kernels: Mapping[str, Kernel] = NONE,
+    forms: Mapping[tuple[str, str], Algorithm] = NONE,
 ) -> Lowered:
     """The program as a function under ``shard_map`` on ``mesh`` (default: this process's
     devices).
 
     ``algorithms``: per kind of collective the one of ``neocc.lower.collectives`` that runs it on
-    every axis, in place of XLA's own. A lossy one runs sums of floats alone.
+    every axis, in place of XLA's own. A lossy one runs sums of floats alone. ``kernels`` and
+    ``forms``: how the mesh's kind of device computes kinds of ops and runs algorithms by itself
+    (``neocc.backends.base.Backend``).
 
     Raises:
         LayoutError: the JAX mesh is not of the program's axes and sizes.
@@ -157,9 +165,10 @@ def lower(
             algorithm.
     """
     program = partitioned.program
+    known_algorithms = {**ALGORITHMS, **forms}
     for key in (algorithms or {}).items():
-        if key not in ALGORITHMS:
-            known = ", ".join(f"{kind}={name}" for kind, name in ALGORITHMS)
+        if key not in known_algorithms:
+            known = ", ".join(f"{kind}={name}" for kind, name in known_algorithms)
             raise IRError(f"there is no algorithm {key[0]}={key[1]}; there are {known}")
     mesh = jax_mesh(partitioned.mesh) if mesh is None else mesh
     if tuple(mesh.shape.items()) != partitioned.mesh.axes:
@@ -169,7 +178,8 @@ def lower(
         raise IRError("the program computes in f64; set jax_enable_x64")
 
     platform = mesh.devices.flat[0].platform
-    device = Device(partitioned.mesh, platform == "tpu", platform != "cpu", algorithms or {})
+    forced = {kind: known_algorithms[kind, name] for kind, name in (algorithms or {}).items()}
+    device = Device(partitioned.mesh, platform == "tpu", platform != "cpu", forced, kernels)
 
     def body(*args: Any) -> tuple[Any, ...]:
         return tuple(device.region(program.body, args))
@@ -207,7 +217,8 @@ class Device:
     mesh: Mesh
     rounds: bool  # casts that may keep excess precision
     accelerator: bool  # it has memory of its own beside its host's
-    algorithms: Mapping[str, str]  # of kinds of collectives, in place of XLA's own
+    algorithms: Mapping[str, Algorithm]  # of kinds of collectives, in place of XLA's own
+    kernels: Mapping[str, Kernel]  # of kinds of ops, in place of what they mean in JAX
 
     def region(self, region: Region, args: Sequence[Any]) -> list[Any]:
         env = dict(zip(region.args, args, strict=True))
@@ -229,7 +240,9 @@ class Device:
             return [self.collective(op, operands[0])]
         strategy: Strategy = op.attrs["strategy"]
         ctx = Context(jnp, 0, lambda name, size: self.block(strategy, name, size), self.rounds)
-        return OPS[op.kind].evaluate(op, operands, ctx)
+        kernel = self.kernels.get(op.kind)
+        made = kernel(op, operands, ctx) if kernel else None
+        return OPS[op.kind].evaluate(op, operands, ctx) if made is None else made
 
     def block(self, strategy: Strategy, name: str, size: int) -> tuple[int, Any]:
         """Local size and first global index (i32) of an iteration dim (see ``Context.block``)."""
@@ -248,7 +261,7 @@ class Device:
         axis = attrs["axis"]
         if x.size == 0:  # nothing to move, and XLA refuses to gather it
             return jnp.zeros(op.result.type.local_shape(self.mesh), x.dtype)
-        forced = ALGORITHMS.get((op.kind, self.algorithms.get(op.kind, "")))
+        forced = self.algorithms.get(op.kind)
         if forced and forced.formula.takes(type.dtype, attrs.get("reduction", "sum")):
             dim, to = (type.names.index(attrs[n]) if n in attrs else 0 for n in ("dim", "to"))
             move = Move(dim, to, attrs.get("reduction", "sum"))

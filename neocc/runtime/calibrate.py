@@ -17,9 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 import neocc.ir.mesh as ir_mesh
+from neocc import backends
 from neocc.cost.calibration import SCHEMA, nominal_rates, read_row, set_fields
 from neocc.cost.fit import RESIDUAL, Fit, Measured, Pass, Product, Transfer, best_seen, fit_row
-from neocc.cost.hardware import chip_of_row, device_chip, known_name, table_row
+from neocc.cost.hardware import chip_of_row
 from neocc.cost.topology import Topology, topology
 from neocc.ir.errors import NeoccError
 from neocc.runtime.measure import Bench, Point, measure, sweep
@@ -114,8 +115,10 @@ def prepare(chip: str | None, mesh: ir_mesh.Mesh | None) -> Subject:
         )
     devices = devices[:count]
     name, row, own, bare = row_for(chip, devices[0].device_kind, count)
-    laid = topology(chip_of_row(name, row), sizes, slice_of(devices))
-    return Subject(name, row, own, bare, laid, Mesh(placed(laid, devices), names))
+    described = chip_of_row(name, row)
+    of_kind = backends.backend(described.kind)
+    laid = topology(described, sizes, of_kind.slice_shape(devices))
+    return Subject(name, row, own, bare, laid, Mesh(of_kind.placed(laid, devices), names))
 
 
 def row_for(chip: str | None, kind: str, count: int) -> tuple[str, dict[str, Any], bool, bool]:
@@ -124,10 +127,11 @@ def row_for(chip: str | None, kind: str, count: int) -> tuple[str, dict[str, Any
     if chip == CPU or (chip is None and kind == CPU):
         return CPU, processor_row(count), True, True
     if chip is None:
-        chip = device_chip(kind)
+        chip = backends.device_chip(kind)
     if chip.endswith(".json"):
         return (*read_row(Path(chip)), True, False)
-    return known_name(chip), table_row(chip), False, False
+    name, row = backends.row(chip)
+    return name, row, False, False
 
 
 def processor_row(devices: int) -> dict[str, Any]:
@@ -158,49 +162,6 @@ def processor_row(devices: int) -> dict[str, Any]:
             "network": "not measured: there is one host",
         },
     }
-
-
-def slice_of(devices: Sequence[Any]) -> tuple[int, ...] | None:
-    """The shape of the TPU slice that these devices are all of; None where there is none."""
-    if devices[0].platform != "tpu":
-        return None
-    shape = tuple(int(n) + 1 for n in np.max([device.coords for device in devices], axis=0))
-    rank = 2 if device_chip(devices[0].device_kind) in ("v3", "v5e", "v6e") else 3
-    return shape[:rank]
-
-
-def placed(laid: Topology, devices: Sequence[Any]) -> np.ndarray:
-    """The devices in mesh order, each where the topology has it.
-
-    Raises:
-        NeoccError: some place of the topology has no device.
-    """
-    places = laid.coordinates()
-    found: dict[tuple[int, ...], Any] = {}
-    if laid.chip.torus is not None:
-        rank = len(laid.torus_shape)
-        slices = sorted({getattr(device, "slice_index", 0) for device in devices})
-        for d in devices:
-            number = slices.index(getattr(d, "slice_index", 0))
-            found[(number, *d.coords[:rank], d.core_on_chip)] = d
-    else:
-        nodes = sorted({device.process_index for device in devices})
-        within = {node: [d for d in devices if d.process_index == node] for node in nodes}
-        for number, node in enumerate(nodes):
-            for place, d in enumerate(sorted(within[node], key=lambda d: d.id)):
-                # One process may have the devices of several nodes' worth: a simulated mesh.
-                group, inside = divmod(place, laid.shape[1])
-                found[number + group, inside] = d
-    made = np.empty(laid.mesh_sizes, dtype=object)
-    for index in np.ndindex(*laid.mesh_sizes):
-        place = tuple(places[index].tolist())
-        if place not in found:
-            raise NeoccError(
-                f"{laid.name} has a device at {place}, and JAX's {len(devices)} devices have none:"
-                " give a --mesh of whole nodes or of the whole slice"
-            )
-        made[index] = found[place]
-    return made
 
 
 def run(

@@ -13,12 +13,12 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from neocc.backends.base import memory_facts
 from neocc.backends.tpu import compile as tpu
 from neocc.backends.tpu.compile import (
     ONE_FOR_ONE,
     TpuCompileError,
     compile_for_tpu,
-    memory_facts,
     tpu_devices,
     tpu_topology,
 )

@@ -11,7 +11,9 @@ from models import gpt
 from neocc.backends.target import Target, compile_for_target
 from neocc.cost.hardware import chip
 from neocc.ir.mesh import Mesh
-from neocc.lower.audit import Audit, audit
+from neocc.lower.audit import Audit, audit, pair
+from neocc.lower.hlo import Collective as Compiled
+from neocc.lower.hlo import HloFacts, axes_of
 from neocc.nn import Experts
 from neocc.passes.plan import Collective, Plan, make_plan
 
@@ -97,6 +99,41 @@ def test_a_plan_that_lies_about_a_collective_fails(
     collectives = [c for c in plan.collectives if c.kind != "slice"]
     found = held(replace(plan, collectives=tuple(lie(collectives))), target)
     assert not found.collectives_ok and not found.ok
+
+
+def test_sums_along_two_axes_that_became_one_over_both_are_named(compiled):
+    plan, _ = compiled
+    first = next(c for c in plan.collectives if c.kind == "all_reduce")
+    planned = [replace(first, id=i, axis=axis) for i, axis in enumerate("xy")]
+    sizes, groups = plan.mesh.sizes, (tuple(range(plan.mesh.size)),)
+    held = replace(plan, collectives=tuple(planned))
+    one = Compiled(
+        kind="all-reduce",
+        instruction="all-reduce.1",
+        computation="main",
+        dtype="f32",
+        result_dtype="f32",
+        operand_shape=(first.bytes // 4,),
+        result_shape=(first.bytes // 4,),
+        operand_bytes=first.bytes,
+        result_bytes=first.bytes,
+        groups=groups,
+        reduction="add",
+        trip_count=first.count,
+        op_name="",
+        written_as=None,
+        fused=False,
+        conditional=False,
+    )
+    assert axes_of(groups, sizes) == (0, 1)
+
+    def verdicts(c: Compiled) -> list[tuple[str, bool]]:
+        facts = HloFacts("m", 8, (c,), (), (), 0)
+        return [(f.verdict, f.ok) for f in pair(held, facts)]
+
+    assert verdicts(one) == [("one sum over x and y", True)] * 2
+    other = replace(one, operand_bytes=first.bytes + 4)
+    assert not any(ok for _, ok in verdicts(other)) and len(verdicts(other)) == 3
 
 
 def test_other_flops_or_memory_fail_the_audit(compiled):

@@ -307,6 +307,42 @@ def test_a_library_product_on_gpu_is_counted() -> None:
     assert read_hlo(text).flops == 2 * 8 * 16 * 32
 
 
+JOINED = """HloModule joined, num_partitions=4
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%rows (p: f32[8], q: f32[24]) -> f32[32] {
+  %p = f32[8]{0} parameter(0)
+  %q = f32[24]{0} parameter(1)
+  ROOT %concatenate.1 = f32[32]{0} concatenate(%p, %q), dimensions={0}NAMED
+}
+
+ENTRY %main (x: f32[8], y: f32[4,6]) -> f32[32] {
+  %x = f32[8]{0} parameter(0)
+  %y = f32[4,6]{1,0} parameter(1)
+  %row = f32[24]{0} bitcast(%y)
+  %joined = f32[32]{0} fusion(%x, %row), kind=kLoop, calls=%rows
+  %start = f32[32]{0} all-reduce-start(%joined), replica_groups={{0,1},{2,3}}, to_apply=%add
+  ROOT %done = f32[32]{0} all-reduce-done(%start)
+}
+"""
+
+
+def test_sums_that_the_gpu_compiler_joined_to_one_row_are_told_apart() -> None:
+    found = read_hlo(JOINED.replace("NAMED", "")).collectives
+    assert [(c.operand_bytes, c.operand_index, c.operand_count) for c in found] == [
+        (32, 0, 2),
+        (96, 1, 2),
+    ]
+    # A program's own concatenation is one operand.
+    own = JOINED.replace("NAMED", ', metadata={op_name="jit(f)/concatenate"}')
+    assert [c.operand_bytes for c in read_hlo(own).collectives] == [128]
+
+
 def test_a_batched_product_as_the_tpu_writes_it_counts_no_padding() -> None:
     # dot [6,128,64] x [6,64,256]: the batch of 6 becomes a spatial dim of a dilated window.
     text = program(

@@ -15,6 +15,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from neocc.backends import backend
 from neocc.backends.tpu.compile import tpu_topology
 from neocc.cli import app
 from neocc.cost.calibration import chip_of_file, get_field, set_fields
@@ -27,7 +28,7 @@ from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
 from neocc.lower.hlo import HloFacts, read_hlo
 from neocc.runtime import calibrate, measure
-from neocc.runtime.calibrate import placed, prepare
+from neocc.runtime.calibrate import prepare
 from neocc.runtime.measure import Bench, Sweep, Work, product_work, sweep
 
 TINY = Sweep(((8, 16, 24),), (2**12,), (2**13,), call=1e-4, repeats=1)
@@ -295,9 +296,9 @@ def test_tpus_stand_where_the_topology_has_them():
         for j in range(4)
         for i in range(2)
     ]
-    assert calibrate.slice_of(devices) == (2, 4)
+    assert backend("tpu").slice_shape(devices) == (2, 4)
     laid = topology(chip("v5e"), (4, 2), (2, 4))
-    made = placed(laid, devices)
+    made = backend("tpu").placed(laid, devices)
     where = laid.coordinates()
     for index in np.ndindex(4, 2):
         assert made[index].coords[:2] == tuple(where[index][1:3])
@@ -307,15 +308,15 @@ def test_gpus_of_a_node_are_those_of_one_process():
     devices = [
         SimpleNamespace(platform="gpu", process_index=n % 2, id=n) for n in reversed(range(16))
     ]
-    made = placed(topology(chip("h100"), (2, 8)), devices)
+    made = backend("gpu").placed(topology(chip("h100"), (2, 8)), devices)
     assert [[d.process_index for d in row] for row in made] == [[0] * 8, [1] * 8]
     assert [d.id for d in made[1]] == [1, 3, 5, 7, 9, 11, 13, 15]
     with pytest.raises(NeoccError, match="--mesh of whole nodes"):
-        placed(topology(chip("h100"), (2, 8)), devices[:12])
+        backend("gpu").placed(topology(chip("h100"), (2, 8)), devices[:12])
 
 
 def test_one_process_simulates_several_nodes():
-    made = placed(topology(chip("h100"), (2, 8)), [
+    made = backend("gpu").placed(topology(chip("h100"), (2, 8)), [
         SimpleNamespace(platform="cpu", process_index=0, id=n) for n in range(16)
     ])  # fmt: skip
     assert [d.id for d in made.flat] == list(range(16))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 
+from neocc.cost.topology import Topology
 from neocc.ir.errors import NeoccError
 
 
@@ -31,3 +33,8 @@ def host_devices(count: int) -> list[Any]:
             f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
         )
     return devices[:count]
+
+
+def described_hosts(laid: Topology) -> list[Any]:
+    """Simulated devices for every place of a topology. Raises as ``host_devices``."""
+    return host_devices(math.prod(laid.shape))

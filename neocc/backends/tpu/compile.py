@@ -11,7 +11,6 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -19,9 +18,10 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
+from neocc.backends.base import BackendError, Options, Place, in_mesh_order, started
 from neocc.cost.hardware import chip as chip_named
+from neocc.cost.hardware import device_chip
 from neocc.cost.topology import Topology, topology
-from neocc.ir.errors import NeoccError
 
 ONE_FOR_ONE: Mapping[str, Any] = MappingProxyType(
     {
@@ -36,37 +36,8 @@ speed (combining saves launches): for looking, not for running. docs/compiler-be
 what they cannot switch off."""
 
 
-class TpuCompileError(NeoccError):
+class TpuCompileError(BackendError):
     """The TPU compiler is missing, knows no such slice, or rejects the program."""
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryFacts:
-    """HBM of one device, in bytes, as the compiler laid it out; tiling and padding included."""
-
-    argument: int
-    output: int
-    alias: int
-    """Output that reuses a donated argument's buffer: in both of the figures above."""
-    temp: int
-    """The block for everything else, at its fullest; reserved as one piece for the whole call."""
-    live: int
-    """Bytes in use at the fullest moment, XLA's ``peak_memory_in_bytes``: without the gaps that
-    the block for temporaries has."""
-    code: int
-    """The program itself. It lies in HBM too, but is not in ``peak``: the compiler's own figures
-    (``peak_memory_in_bytes``, its out-of-memory check) leave it out as well."""
-
-    @property
-    def peak(self) -> int:
-        """``argument + output - alias + temp``: the HBM that one call needs.
-
-        This is the sum that the compiler holds against the device's HBM (by experiment: programs
-        just over it are refused with this figure). XLA's ``peak_memory_in_bytes`` is another
-        thing: on small programs it also counts buffers in on-chip memory (56 MiB where 24 MiB of
-        HBM were in use on v5e), and it leaves out what ``temp`` holds reserved while it is empty.
-        """
-        return self.argument + self.output - self.alias + self.temp
 
 
 def prepare_environment() -> None:
@@ -96,32 +67,31 @@ def tpu_topology(chip: str, mesh_sizes: tuple[int, ...]) -> tuple[str, np.ndarra
 
 
 def tpu_devices(laid: Topology) -> tuple[str, np.ndarray]:
-    """A described slice for a mesh, and its devices in mesh order.
+    """A described slice for a mesh, and its devices in mesh order: its name (``v5p:4x4x8``) and an
+    array of JAX devices shaped as the mesh. Raises as ``describe``."""
+    return laid.name, in_mesh_order(laid, places(laid, describe(laid)))
 
-    The slice and the place of each mesh axis in it are the cost model's, so that a program is
-    compiled for the wires that its plan was costed on: 8x16 on v5p is, by default, a 4x4x8 torus
-    with the first axis along the 8.
+
+def describe(laid: Topology) -> Sequence[Any]:
+    """The devices of the slice that a topology names.
 
     A device is what JAX makes of the chip. On v3 and TPU7x that is one of two per chip, so a mesh
     of 128 takes 64 chips. v4's two cores are joined to one device ("megacore"), as they are in
     use; libtpu would describe them apart if not asked.
 
-    Returns:
-        The slice's name (``v5p:4x4x8``) and an array of JAX devices shaped as the mesh.
-
     Raises:
         TpuCompileError: libtpu is missing, the chip is no TPU, or the mesh needs several slices.
     """
     described, mesh_sizes = laid.chip, laid.mesh_sizes
-    chip = described.name
     if described.kind != "tpu":
-        raise TpuCompileError(f"{chip} is not a TPU: compile for it with the backend of its kind")
+        name = described.name
+        raise TpuCompileError(f"{name} is not a TPU: compile for it with the backend of its kind")
     shape = laid.torus_shape
     if laid.shape[0] > 1:
         sizes = "x".join(map(str, mesh_sizes))
         raise TpuCompileError(
-            f"mesh {sizes} needs {laid.shape[0]} slices of {chip}, which cannot be compiled for"
-            " without the machines: choose a mesh of one slice"
+            f"mesh {sizes} needs {laid.shape[0]} slices of {described.name}, which cannot be"
+            " compiled for without the machines: choose a mesh of one slice"
         )
     _require_libtpu()
     prepare_environment()
@@ -134,14 +104,36 @@ def tpu_devices(laid: Topology) -> tuple[str, np.ndarray]:
         found = topologies.get_topology_desc(topology_name=laid.name, platform="tpu", **options)
     except Exception as error:  # libtpu reports through several types
         raise TpuCompileError(f"libtpu describes no slice {laid.name}: {error}") from error
-    by_place = {
-        (*device.coords[: len(shape)], device.core_on_chip): device for device in found.devices
+    return found.devices
+
+
+def places(laid: Topology, devices: Sequence[Any]) -> dict[Place, Any]:
+    """Devices by (slice, coordinates in its torus, core)."""
+    rank = len(laid.torus_shape)
+    slices = sorted({getattr(device, "slice_index", 0) for device in devices})
+    return {
+        (slices.index(getattr(d, "slice_index", 0)), *d.coords[:rank], d.core_on_chip): d
+        for d in devices
     }
-    places = laid.coordinates()[..., 1:]
-    devices = np.empty(mesh_sizes, dtype=object)
-    for index in np.ndindex(*mesh_sizes):
-        devices[index] = by_place[tuple(places[index].tolist())]
-    return laid.name, devices
+
+
+def slice_shape(devices: Sequence[Any]) -> tuple[int, ...] | None:
+    """Chips along each axis of the slice that these devices are all of; None of simulated ones."""
+    if devices[0].platform != "tpu":
+        return None
+    shape = tuple(int(n) + 1 for n in np.max([device.coords for device in devices], axis=0))
+    torus = chip_named(device_chip(devices[0].device_kind)).torus
+    return shape[: len(torus.max_shape)] if torus else shape
+
+
+def start(count: int) -> list[Any]:
+    """The slice's devices, of all its hosts.
+
+    Raises:
+        BackendError: there are no TPUs here, or fewer than ``count``.
+    """
+    prepare_environment()
+    return started("tpu", count)
 
 
 def compile_for_tpu(
@@ -161,11 +153,15 @@ def compile_for_tpu(
         TpuCompileError: libtpu is missing, does not know an option, or finds that the program does
             not fit into HBM.
     """
+    return compile_lowered(function.lower(*args), compiler_options or {})
+
+
+def compile_lowered(lowered: jax.stages.Lowered, options: Options) -> jax.stages.Compiled:
+    """Compiles what was lowered for the devices of a described slice. Raises as the above."""
     _require_libtpu()
     prepare_environment()
-    lowered = function.lower(*args)
     try:
-        return lowered.compile(compiler_options=dict(compiler_options or {}))
+        return lowered.compile(compiler_options=dict(options))
     except jax.errors.JaxRuntimeError as error:
         message = str(error)
         if "RESOURCE_EXHAUSTED" in message:
@@ -177,25 +173,6 @@ def compile_for_tpu(
                 " recompute more"
             ) from error
         raise TpuCompileError(f"the TPU compiler rejects the program: {message}") from error
-
-
-def memory_facts(compiled: jax.stages.Compiled) -> MemoryFacts:
-    """What one device holds when it runs ``compiled``.
-
-    Raises:
-        TpuCompileError: the backend gives no memory figures.
-    """
-    stats = compiled.memory_analysis()
-    if stats is None:
-        raise TpuCompileError("this backend gives no memory figures for a compiled program")
-    return MemoryFacts(
-        argument=stats.argument_size_in_bytes,
-        output=stats.output_size_in_bytes,
-        alias=stats.alias_size_in_bytes,
-        temp=stats.temp_size_in_bytes,
-        live=stats.peak_memory_in_bytes,
-        code=stats.generated_code_size_in_bytes,
-    )
 
 
 def _require_libtpu() -> None:

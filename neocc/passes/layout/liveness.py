@@ -18,10 +18,11 @@ MOVED = {"rename", "split", "merge", "shift", "pad", "slice"}
 FUSED = ELEMENTWISE | MOVED | {"either", "iota", "constant"}
 
 
-def materialised(region: Region) -> set[Value]:
+def materialised(region: Region, apart: bool = False) -> set[Value]:
     """Values that get a buffer: results of products, sums, look-ups and loops; what leaves the
     region or enters an op that reads arrays; and of elementwise chains that products read, those
-    that would cost more to make again in each reader than to keep."""
+    that would cost more to make again in each reader than to keep. ``apart``: products make none
+    of what they read, as on GPU."""
     found: set[Value] = set(region.outputs)
     producer = {r: op for op in region.ops for r in op.results}
     readers: dict[Value, int] = defaultdict(int)
@@ -36,7 +37,8 @@ def materialised(region: Region) -> set[Value]:
             found.update(op.operands)
     for v, count in readers.items():
         op = producer.get(v)
-        if op is None or op.kind not in FUSED or (count > 1 and len(large(v, producer, found)) > 1):
+        costly = apart or (count > 1 and len(large(v, producer, found)) > 1)
+        if op is None or op.kind not in FUSED or costly:
             found.add(v)
     # An either is a name of what it takes.
     names = {op.result for op in region.ops if op.kind == "either"}

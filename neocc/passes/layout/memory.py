@@ -115,7 +115,7 @@ def region_points(
     outermost = whole is program.body
     region = take(whole)
     kinds = value_kinds(problem, region, outermost)
-    stored = materialised(region)
+    stored = materialised(region, apart=problem.cost.chip.kind == "gpu")
     passing = epilogues(region, stored)
     last = last_use(region, stored)
     begins: dict[Value, int] = {}

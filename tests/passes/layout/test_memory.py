@@ -43,6 +43,8 @@ def test_a_chain_of_one_large_operand_is_made_in_each_product_that_reads_it() ->
     last = last_use(program.body, stored)
     readers = [i for i, op in enumerate(program.body.ops) if op.kind == "einsum"]
     assert last[made_by(program, "einsum")] == readers[2]
+    # A GPU's products make none of what they read.
+    assert made_by(program, "exp") in materialised(program.body, apart=True)
 
 
 def test_a_chain_of_two_large_operands_is_stored_if_two_products_read_it() -> None:
