@@ -64,7 +64,7 @@ def _gather(full: float, link: AxisLink) -> float:
     if any(ring.nodes for level in link.levels for ring in level.rings):
         latency = (link.size - 1) * max(r.latency for level in link.levels for r in level.rings)
     else:
-        latency = sum(ring.steps * ring.latency for level in link.levels for ring in level.rings)
+        latency = sum(level.latency for level in link.levels)
     return _transfer(full, link) + latency
 
 
@@ -80,9 +80,9 @@ def _tree(full: float, link: AxisLink) -> float:
     """Half of an all-reduce over trees between nodes and chains within them."""
     latency = 0.0
     for level in link.levels:
-        for ring in level.rings:
-            steps = math.ceil(math.log2(ring.size)) if ring.nodes else ring.steps
-            latency += steps * ring.latency
+        nodes = [ring for ring in level.rings if ring.nodes]
+        trees = sum(math.ceil(math.log2(ring.size)) * ring.latency for ring in nodes)
+        latency += trees if nodes else level.latency
     return _transfer(full, link) + latency
 
 

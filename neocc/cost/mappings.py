@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache, lru_cache
 
 from neocc.cost.collectives import KINDS, collective_time
@@ -12,7 +13,7 @@ from neocc.cost.hardware import Chip, HardwareError
 from neocc.cost.topology import (
     AxisLink,
     Cuts,
-    Level,
+    Ring,
     Sizes,
     Topology,
     default_slice,
@@ -152,10 +153,13 @@ def costs(laid: Topology) -> tuple[float, ...]:
 def canonical(link: AxisLink) -> AxisLink:
     """Rings of a level in one order: which torus axis is which makes no difference."""
     levels = (
-        Level(tuple(sorted(level.rings, key=lambda r: (r.size, r.bandwidth, r.latency, r.wraps))))
-        for level in link.levels
+        replace(level, rings=tuple(sorted(level.rings, key=ring_order))) for level in link.levels
     )
     return AxisLink(tuple(levels), link.overhead)
+
+
+def ring_order(r: Ring) -> tuple[float, ...]:
+    return (r.size, r.bandwidth, r.latency, r.wraps)
 
 
 @lru_cache(maxsize=4096)

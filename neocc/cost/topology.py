@@ -50,9 +50,20 @@ class Ring:
 
 @dataclass(frozen=True)
 class Level:
-    """One or more rings used at a time: a plane of a torus is two."""
+    """One or more rings used at a time: a plane of a torus is two.
+
+    ``cut``: some are pieces of torus axes. Then the TPU compiler runs one ring through all the
+    devices (``python -m benchmarks.axis_mappings``), which closes wherever their number is even: a
+    grid has such a way round.
+    """
 
     rings: tuple[Ring, ...]
+    cut: bool = False
+
+    @property
+    def one(self) -> bool:
+        """Whether a single ring runs through devices that lie along several."""
+        return self.cut and len(self.rings) > 1
 
     @cached_property
     def size(self) -> int:
@@ -61,11 +72,21 @@ class Level:
     @cached_property
     def bandwidth(self) -> float:
         """Bytes/s that a device takes in over all its rings and directions."""
+        if self.one:
+            return (2 if self.wraps else 1) * min(ring.bandwidth for ring in self.rings)
         return sum(ring.directions * ring.bandwidth for ring in self.rings)
 
     @property
     def wraps(self) -> bool:
-        return all(ring.wraps for ring in self.rings)
+        return self.size % 2 == 0 if self.one else all(ring.wraps for ring in self.rings)
+
+    @cached_property
+    def latency(self) -> float:
+        """Seconds until data from the farthest device has come round."""
+        if self.one:
+            steps = self.size // 2 if self.wraps else self.size - 1
+            return steps * max(ring.latency for ring in self.rings)
+        return sum(ring.steps * ring.latency for ring in self.rings)
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,7 @@ class AxisLink:
             shape = "x".join(str(ring.size) for ring in level.rings)
             first = level.rings[0]
             form = "switched" if first.switched else "rings" if level.wraps else "lines"
+            form = "as one ring" if level.one else form
             slowest = min(ring.bandwidth for ring in level.rings)
             parts.append(f"{shape} {form}, {slowest / 1e9:.3g} GB/s a direction")
         return "; then ".join(parts) or "one device"
@@ -166,7 +188,8 @@ class Topology:
                 for p in parts
                 if 0 < p.axis < last
             )
-            levels.append(Level(tuple(ring for ring in rings if ring.size > 1)))
+            cut = any(p.size < self.shape[p.axis] for p in parts if 0 < p.axis < last)
+            levels.append(Level(tuple(ring for ring in rings if ring.size > 1), cut))
         outer = [p.size for p in parts if p.axis == 0]
         levels.append(_switched(math.prod(outer), chip.network, nodes=chip.torus is None))
         return AxisLink(tuple(lv for lv in levels if lv.size > 1), chip.collective_overhead)

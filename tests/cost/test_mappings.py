@@ -74,7 +74,10 @@ def test_the_default_comes_first_unless_another_beats_it(name, mesh, every):
 def test_the_default_of_a_sorted_mesh_comes_first(name: str, chips: int):
     if chip(name).devices_per_chip == 1:
         for mesh in mesh_shapes(chips):
-            assert mappings(chip(name), mesh)[0] == topology(chip(name), mesh)
+            default = topology(chip(name), mesh)
+            # Pieces of several torus axes make one ring, which others may beat.
+            if not any(level.one for link in default.links() for level in link.levels):
+                assert mappings(chip(name), mesh)[0] == default
 
 
 def by_hand(name: str, shape: tuple[int, ...], mesh: tuple[int, ...]) -> Iterator[Topology]:
@@ -163,13 +166,14 @@ def test_a_collectives_time_is_a_line_in_its_bytes(name, mesh, kind, bytes_):
 
 
 def test_either_axis_may_have_the_wires_of_its_choice():
-    """x has the 8, or half of the plane and a half of the 8, ... on v5p's 4x4x8."""
+    """x has the 8, or half of the plane, on v5p's 4x4x8."""
     laid = mappings(chip("v5p"), (8, 16))
     firsts = [
         sorted(ring.size for level in m.links()[0].levels for ring in level.rings) for m in laid
     ]
     assert firsts[0] == [8]
-    assert [2, 4] in firsts and [2, 2, 2] in firsts
+    # A cube would be one ring, no better than a row of two and four.
+    assert [2, 4] in firsts and [2, 2, 2] not in firsts
     domains = [
         [[level.size for level in link.levels] for link in laid.links()]
         for laid in mappings(chip("h100"), (8, 16))

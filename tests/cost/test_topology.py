@@ -124,3 +124,16 @@ def test_coordinates_follow_the_mapping():
     where = topology(chip("v5p"), (8, 16)).coordinates()
     assert [tuple(c) for c in where[:3, 0, 1:4]] == [(0, 0, 0), (0, 0, 1), (0, 0, 2)]
     assert [tuple(c) for c in where[0, 3:6, 1:4]] == [(0, 3, 0), (1, 0, 0), (1, 1, 0)]
+
+
+def test_pieces_of_several_torus_axes_make_one_ring_and_whole_ones_as_many():
+    laid = topology(chip("v5p"), (8, 16))
+    (plane,) = laid.links()[1].levels
+    assert [ring.size for ring in plane.rings] == [4, 4] and not plane.one
+    assert plane.bandwidth == 2 * sum(ring.bandwidth for ring in plane.rings)
+    halves = topology(chip("v4"), (8, 8))
+    for link in halves.links():
+        (level,) = link.levels
+        assert level.one and level.wraps and len(level.rings) == 2
+        assert level.bandwidth == 2 * min(ring.bandwidth for ring in level.rings)
+        assert level.latency == 4 * max(ring.latency for ring in level.rings)
