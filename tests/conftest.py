@@ -9,6 +9,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+os.environ.setdefault("NPROC", "16")  # threads of XLA's: more than devices that wait for each other
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server to ask
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # the TPU compiler in several workers
 
