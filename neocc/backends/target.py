@@ -26,15 +26,16 @@ class Target:
     reserved: int
 
 
-def lower_for_target(plan: Plan) -> Lowered:
-    """The plan's program for the devices of a described slice of its chip.
+def lower_for_target(plan: Plan, algorithms: Mapping[str, str] | None = None) -> Lowered:
+    """The plan's program for the devices of a described slice of its chip. ``algorithms``: as in
+    ``lower``; those that the chip's backend has a form of run as that.
 
     Raises:
         NeoccError: the chip's devices cannot be described here.
     """
     own = backend(plan.chip.kind)
     mesh = jax.sharding.Mesh(own.devices(plan.topology), plan.mesh.names)
-    return lower(plan.partitioned, mesh, kernels=own.kernels, forms=own.forms)
+    return lower(plan.partitioned, mesh, algorithms, own.kernels, own.forms)
 
 
 def compile_for_target(plan: Plan, options: Mapping[str, Any] | None = None) -> Target:

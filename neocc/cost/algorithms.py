@@ -17,6 +17,8 @@ Beside the standard ones, which XLA brings and ``collectives.py`` prices. What r
   on request. EQuARX, arXiv 2506.17615, and ZeRO++, arXiv 2306.10209, do alike: a sum's terms are
   sent once, added in float32, and the sum is sent once.
 - ``bucketed``: small sums that do not wait for each other as one, over ``ring2``.
+- ``dma``: ``ring2`` in one kernel of a backend's own, launched once; where the backend has none, of
+  permutes. No device has measured it: it runs where it is asked for.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Formula:
     ``rounds(items, itemsize, sizes)``: what each device sends, of ``items`` elements of
     ``itemsize`` bytes that it holds before or after, whichever is larger, on a grid of
     ``sizes``. ``rings``: of the grid; a range, ``(1, 1)`` for one ring of all devices. ``lossy``:
-    its result is not the standard one to the dtype's rounding.
+    its result is not the standard one to the dtype's rounding. ``kernel``: it is launched once, not
+    in each round.
     """
 
     kind: str
@@ -60,6 +63,7 @@ class Formula:
     rings: tuple[int, int]
     rounds: Rounds
     lossy: bool = False
+    kernel: bool = False
 
     def grid(self, link: AxisLink) -> Grid:
         """The rings that it runs on along an axis: those of the wires; where they are too few, the
@@ -76,6 +80,8 @@ class Formula:
     def fits(self, link: AxisLink) -> bool:
         """Whether the wires of an axis have the form that it is made for."""
         rings = rings_of(link)
+        if self.kernel:
+            return False  # known of a backend, not of wires
         if self.name == "torus":
             return len(link.levels) == 1 and len(rings) in (2, 3)
         return len(rings) >= self.rings[0]
@@ -91,7 +97,10 @@ class Formula:
         grid = self.grid(link)
         items = -(-int(full_bytes) // itemsize)
         sizes = tuple(ring.size for ring in grid)
-        return rounds_seconds(self.rounds(items, itemsize, sizes), grid, link.overhead)
+        rounds = self.rounds(items, itemsize, sizes)
+        if self.kernel:
+            return link.overhead + rounds_seconds(rounds, grid, 0.0)
+        return rounds_seconds(rounds, grid, link.overhead)
 
 
 def orders(count: int, parts: int) -> list[tuple[int, ...]]:
@@ -224,16 +233,19 @@ FORMULAS: dict[tuple[str, str], Formula] = {
     for f in (
         Formula("all_gather", "ring", ONE, _gather(1)),
         Formula("all_gather", "ring2", ONE, _gather(2)),
+        Formula("all_gather", "dma", ONE, _gather(2), kernel=True),
         Formula("all_gather", "torus", SOME, _gather(2, torus=True)),
         Formula("all_gather", "hierarchical", ANY, _gather(2)),
         *(Formula("all_gather", f, ONE, _quantised_gather, lossy=True) for f in FORMATS),
         Formula("reduce_scatter", "ring", ONE, _scatter(1)),
         Formula("reduce_scatter", "ring2", ONE, _scatter(2)),
+        Formula("reduce_scatter", "dma", ONE, _scatter(2), kernel=True),
         Formula("reduce_scatter", "torus", SOME, _scatter(2, torus=True)),
         Formula("reduce_scatter", "hierarchical", ANY, _scatter(2)),
         *(Formula("reduce_scatter", f, ONE, _quantised_scatter, lossy=True) for f in FORMATS),
         Formula("all_reduce", "ring", ONE, _reduce(1)),
         Formula("all_reduce", "ring2", ONE, _reduce(2)),
+        Formula("all_reduce", "dma", ONE, _reduce(2), kernel=True),
         Formula("all_reduce", "torus", SOME, _reduce(2, torus=True)),
         Formula("all_reduce", "hierarchical", ANY, _reduce(2)),
         Formula("all_reduce", "bucketed", ONE, _reduce(2)),

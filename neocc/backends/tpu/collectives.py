@@ -19,7 +19,9 @@ import jax.numpy as jnp
 
 from neocc.backends.tpu import rings
 from neocc.backends.tpu.blocks import as_matrices, from_matrices, matrix_of
-from neocc.lower.collectives import COMBINE, Group, Groups, Move, grids
+from neocc.cost.algorithms import FORMULAS
+from neocc.ir.errors import LayoutError
+from neocc.lower.collectives import COMBINE, Algorithm, Group, Groups, Move, grids
 
 MOST = 64  # devices of a ring: each step of a kernel has semaphores and code of its own
 DTYPES = ("float32", "bfloat16", "int32", "uint32", "int8", "uint8")
@@ -43,7 +45,7 @@ def collective_number(group: Group) -> int:
 def checked(x: Any, group: Group) -> None:
     reason = refused(x.dtype, group)
     if reason:
-        raise ValueError(reason)
+        raise LayoutError(reason)
 
 
 def _differentiable(
@@ -131,7 +133,13 @@ def run(kind: str, x: Any, groups: Groups, move: Move, ways: int = 2) -> Any:
     """A collective of ``neocc.lower.collectives`` on one ring.
 
     Raises:
-        ValueError: what ``refused`` says.
+        LayoutError: what ``refused`` says.
     """
     (group,) = groups
     return RUN[kind](x, group, move, ways)
+
+
+FORMS = {
+    (kind, "dma"): Algorithm(FORMULAS[kind, "dma"], functools.partial(run, kind)) for kind in RUN
+}
+"""In place of the same algorithms made of permutes."""

@@ -21,6 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from neocc.backends.tpu import collectives
 from neocc.backends.tpu.blocks import LANES, MEMORY, Matrix, even, fold, in_memory, sublanes
 from neocc.backends.tpu.ring import Slots, enter, rounds, semaphores, ways_round
+from neocc.ir.errors import LayoutError
 from neocc.lower.collectives import products
 from neocc.lower.collectives.group import Group
 
@@ -276,7 +277,7 @@ def _differentiable(run: Run, portable: Callable[..., Any]) -> Run:
     def f(spec: str, x: Any, w: Any, dim: str, group: Group, ways: int, precision: Any) -> Any:
         reason = refused(spec, dim, x, w, group)
         if reason:
-            raise ValueError(reason)
+            raise LayoutError(reason)
         if group.size == 1:
             return jnp.einsum(spec, x, w, precision=precision)
         return run(spec, x, w, dim, group, ways, precision)
@@ -305,7 +306,7 @@ def gather_product(
     rows, which ``w`` lacks.
 
     Raises:
-        ValueError: what ``refused`` says.
+        LayoutError: what ``refused`` says.
     """
     return gather_runs(spec, x, w, dim, group, ways, precision)
 

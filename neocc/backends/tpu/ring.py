@@ -50,7 +50,7 @@ class Ring:
         n = self.group.size
         return lax.rem(self.here + by % n, n)
 
-    def device(self, by: int) -> dict[str, Any]:
+    def device(self, by: int) -> dict[str | tuple[str, ...], Any]:
         """Which device that is. On the mesh's other axes it is where this one is."""
         own = lax.axis_index(self.group.axis)
         return {self.group.axis: own + (self.place(by) - self.here) * self.group.stride}

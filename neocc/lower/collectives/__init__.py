@@ -93,7 +93,7 @@ def _quantised(kind: str, name: str) -> Run:
     return run
 
 
-WAYS = {"ring": 1, "ring2": 2, "torus": 2, "hierarchical": 2}
+WAYS = {"ring": 1, "ring2": 2, "dma": 2, "torus": 2, "hierarchical": 2}
 GRIDS = {"all_gather": _gather, "reduce_scatter": _scatter, "all_reduce": _reduce}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from neocc.backends.tpu import products
+from neocc.ir.errors import LayoutError
 from neocc.lower.collectives import axis_groups
 from neocc.lower.collectives import products as portable
 from tests.backends.tpu.interpreter import interpreted, on_mesh
@@ -106,5 +107,5 @@ def test_other_products_are_refused_with_the_reason(spec, dim, dtype, reason) ->
     (group,) = axis_groups("x", (4,))
     x, w = (np.zeros([2] * len(s), dtype) for s in portable.subscripts(spec)[:2])
     assert reason in str(products.refused(spec, dim, x, w, group))
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(LayoutError, match=reason):
         products.gather_product(spec, x, w, dim, group)

