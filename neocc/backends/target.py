@@ -11,7 +11,7 @@ import jax
 from neocc.backends import backend
 from neocc.ir.errors import NeoccError
 from neocc.lower.audit import Audit, audit
-from neocc.lower.jax import Lowered, lower
+from neocc.lower.jax import Kernel, Lowered, lower
 from neocc.passes.plan import Plan
 
 
@@ -26,16 +26,22 @@ class Target:
     reserved: int
 
 
-def lower_for_target(plan: Plan, algorithms: Mapping[str, str] | None = None) -> Lowered:
+def lower_for_target(
+    plan: Plan,
+    algorithms: Mapping[str, str] | None = None,
+    kernels: Mapping[str, Kernel] | None = None,
+) -> Lowered:
     """The plan's program for the devices of a described slice of its chip. ``algorithms``: as in
-    ``lower``; those that the chip's backend has a form of run as that.
+    ``lower``; those that the chip's backend has a form of run as that. ``kernels``: beside the
+    backend's, such as ``neocc.backends.tpu.attention.SPLASH``.
 
     Raises:
         NeoccError: the chip's devices cannot be described here.
     """
     own = backend(plan.chip.kind)
     mesh = jax.sharding.Mesh(own.devices(plan.topology), plan.mesh.names)
-    return lower(plan.partitioned, mesh, algorithms, own.kernels, own.forms)
+    own_kernels = {**own.kernels, **(kernels or {})}
+    return lower(plan.partitioned, mesh, algorithms, own_kernels, own.forms)
 
 
 def compile_for_target(plan: Plan, options: Mapping[str, Any] | None = None) -> Target:
