@@ -98,7 +98,7 @@ def test_each_mapping_of_a_mesh_is_built_as_it_was_costed() -> None:
             innermost = parts[-1]
             apart = [abs(i - j) for i, j in zip(a.coords, b.coords, strict=True)]
             assert apart == [innermost.stride * (axis == innermost.axis) for axis in (1, 2, 3)]
-    assert len(seen) > 4
+    assert len(seen) > 2
 
 
 @pytest.fixture(scope="module")

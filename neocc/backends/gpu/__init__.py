@@ -5,6 +5,12 @@ from neocc.backends.gpu.compile import describe, start
 
 OPTIONS = (
     Option(
+        "xla_gpu_enable_latency_hiding_scheduler",
+        True,
+        "plans count transfers that run behind compute; of this XLA both values give the same"
+        " program, with collectives started early, and other versions' defaults differ",
+    ),
+    Option(
         "xla_gpu_memory_limit_slop_factor",
         118,
         "XLA would compute values again above 77 % of the memory; what is computed again is the"

@@ -1,8 +1,17 @@
 """TPU: slices of a torus, compiled for by libtpu, with or without the chips."""
 
-from neocc.backends.base import Backend
+from neocc.backends.base import Backend, Option
 from neocc.backends.tpu.collectives import FORMS
 from neocc.backends.tpu.compile import compile_lowered, describe, places, slice_shape, start
+
+OPTIONS = (
+    Option(
+        "xla_tpu_enable_latency_hiding_scheduler",
+        True,
+        "plans count transfers that run behind compute: this starts them early and ends them late;"
+        " libtpu 0.0.42's own default, said so that it stays",
+    ),
+)
 
 BACKEND = Backend(
     kind="tpu",
@@ -10,6 +19,7 @@ BACKEND = Backend(
     start=start,
     places=places,
     slice_shape=slice_shape,
+    options=OPTIONS,
     compile=compile_lowered,
     forms=FORMS,
 )
