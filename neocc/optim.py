@@ -12,7 +12,7 @@ from neocc.ir.errors import NeoccError
 from neocc.ir.types import Dim
 
 DECAYS = ("cosine", "linear", "constant")
-FACTORED = 32  # Mesh TensorFlow's min_dim_size_to_factor
+FACTORED = 128  # Mesh TensorFlow's min_dim_size_to_factor
 MEMORY = 0.8  # the exponent of Adafactor's decay rate
 
 

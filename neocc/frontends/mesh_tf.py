@@ -2,7 +2,8 @@
 
 Names and shapes are those that GPT-Neo's models/gpt2/gpt2.py and optimizers.py made, and Mesh
 TensorFlow's transformer/attention.py and layers.py: each variable whole, however it was laid out;
-heads and their features as one dim, heads outermost. Adam's moments are variables beside each one.
+heads and their features as one dim, heads outermost. The optimizer's state is variables beside each
+one: of Adam by optimizers.py, of Adafactor by Mesh TensorFlow's optimize.py.
 """
 
 from __future__ import annotations
@@ -18,63 +19,101 @@ from typing import Any
 
 import numpy as np
 
-from neocc.frontends.weights.forms import LAYER, Form, Part
+from neocc.frontends.weights.forms import LAYER, SIDES, Form, Part, without_moment
 from neocc.ir.errors import NeoccError
 
 STEP = "global_step"
 SCOPE = "gpt2/"
+MLPS = {"mlp": "mlp/conv1d_main", "macaron": "mlp_macaron/conv1d_main"}
 WITHIN = {
-    "ln1.g": "norm_1/g",
-    "ln1.b": "norm_1/b",
-    "ln2.g": "norm_2/g",
-    "ln2.b": "norm_2/b",
-    "attn.q": "attn/q",
-    "attn.k": "attn/k",
-    "attn.v": "attn/v",
-    "attn.o": "attn/o",
+    **{f"ln{i}.{p}": f"norm_{i}/{p}" for i in (1, 2) for p in "gb"},
+    **{f"rezero{i}.g": f"norm_rezero_{i}/g" for i in (1, 2)},
+    **{f"attn.{p}": f"attn/{p}" for p in "qkvo"},
     "attn.b": "attn/compute_output_bias/o_b",
-    "mlp.fc": "mlp/conv1d_main/c_fc/kernel",
-    "mlp.fc_b": "mlp/conv1d_main/c_fc/bias",
-    "mlp.proj": "mlp/conv1d_main/c_proj/kernel",
-    "mlp.proj_b": "mlp/conv1d_main/c_proj/bias",
+    **{f"attn.mem_{p}": f"attn/attention/mem_{p}" for p in "kv"},
+    **{f"{ours}.fc": f"{theirs}/c_fc/kernel" for ours, theirs in MLPS.items()},
+    **{f"{ours}.fc_b": f"{theirs}/c_fc/bias" for ours, theirs in MLPS.items()},
+    **{f"{ours}.proj": f"{theirs}/c_proj/kernel" for ours, theirs in MLPS.items()},
+    **{f"{ours}.proj_b": f"{theirs}/c_proj/bias" for ours, theirs in MLPS.items()},
+    "moe.up": "wi/kernel",
+    "moe.down": "wo/kernel",
 }
-OUTSIDE = {"wte": "wte", "wpe": "wpe", "ln_f.g": "ln_f/g", "ln_f.b": "ln_f/b"}
-SLOTS = {"": "", ".m": "/adam_m", ".v": "/adam_v"}
-MOMENT = re.compile(r"(.+)(\.[mv])")
-# Adafactor's, which hold rows and columns of what they estimate: neocc has no place for them.
+# The second half of a gated mlp's columns, behind those of the first.
+BESIDE = {f"{m}.gate{end}": f"{m}.fc{end}" for m in MLPS for end in ("", "_b")}
+HEAD = "wte_final_linear/conv1d_main/linear_out"
+OUTSIDE = {
+    "wte": "wte", "wpe": "wpe", "wpe_1": "axial_wpe_1", "wpe_2": "axial_wpe_2", "ln_f.g": "ln_f/g",
+    "ln_f.b": "ln_f/b", "head.w": f"{HEAD}/kernel", "head.b": f"{HEAD}/bias",
+}  # fmt: skip
+ADAM = {".m": "/adam_m", ".v": "/adam_v"}
 ADAFACTOR = re.compile(r".*_slot_(vr|vc|v|m)")
+SLOT = re.compile(r".*(_slot_(vr|vc|v|m)|/adam_[mv])")
 
 
-def variable_form(weights: Mapping[str, tuple[int, ...]]) -> Form:
-    """The form of a checkpoint of a model with these weights and moments, each [in, out] or [n].
+def made_by(config: Any) -> tuple[str, str]:
+    """What variables are called after: the optimizer of a config of models/gpt.py, and the gating
+    of its experts."""
+    experts = getattr(config, "experts", None)
+    return config.optimizer, "top_2" if experts is None else experts.gating
+
+
+def variable_form(
+    weights: Mapping[str, tuple[int, ...]], optimizer: str = "adam", gating: str = "top_2"
+) -> Form:
+    """The form of a checkpoint of a model with these weights and moments, by their sides. Adafactor
+    has one state for both halves of a gated mlp, which cannot be parted: it has none here.
 
     Raises:
         NeoccError: GPT-Neo had no variable for one of them.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     parts: dict[str, Part] = {}
+    gated = {BESIDE[n] for w in weights if (n := inner(w)) in BESIDE}
     for name, shape in weights.items():
-        moment = MOMENT.fullmatch(name)
-        plain, slot = (
-            (moment[1], SLOTS[moment[2]]) if moment and moment[1] in weights else (name, "")
-        )
+        plain, moment = without_moment(name, weights)
+        own = inner(plain)
+        if moment and optimizer == "adafactor" and gated:
+            continue
         layer = LAYER.fullmatch(plain)
-        if layer and layer[2] in WITHIN:
-            variable = f"{SCOPE}h{layer[1]}/{WITHIN[layer[2]]}{slot}"
-        elif layer is None and plain in OUTSIDE:
-            variable = f"{SCOPE}{OUTSIDE[plain]}{slot}"
-        elif layer and layer[2].startswith("moe."):
-            raise NeoccError(f"weight {name!r}: experts are not converted yet")
+        first = BESIDE.get(own, own)
+        if layer and first == "moe.gate":
+            variable = f"{gating}_gating/kernel"
+        elif layer and first in WITHIN:
+            variable = WITHIN[first]
+        elif layer is None and own in OUTSIDE:
+            variable = OUTSIDE[own]
         else:
             raise NeoccError(f"GPT-Neo has no variable for the weight {name!r}")
-        parts[name] = Part(variable)
-        shapes[variable] = shape
-    return Form(shapes, parts, dict(weights))
+        # Of shared parameters the scope has an empty name.
+        scope = SCOPE if layer is None else f"{SCOPE}{f'h{layer[1]}' if layer[1] else ''}/"
+        variable = f"{scope}{variable}{slot(optimizer, moment, weights[plain])}"
+        column = None
+        if layer and first in gated:
+            column = 0 if own == first else weights[f"h{layer[1]}.{first}{moment}"][-1]
+            shape = (*shape[:-1], 2 * shape[-1])
+        parts[name], shapes[variable] = Part(variable, column=column), shape
+    return Form(shapes, parts, {w: weights[w] for w in parts})
+
+
+def inner(weight: str) -> str:
+    """Its name within a layer."""
+    layer = LAYER.fullmatch(weight)
+    return layer[2] if layer else weight
+
+
+def slot(optimizer: str, moment: str, shape: tuple[int, ...]) -> str:
+    """What a moment's variable has behind the name of its weight, of such a shape. Adafactor's
+    ``vr`` lacks the longer side of a matrix, the first of two equal ones; neocc's the columns."""
+    if not moment or optimizer == "adam":
+        return ADAM[moment] if moment else ""
+    if moment in SIDES and shape[-2] >= shape[-1]:
+        moment = {".vr": ".vc", ".vc": ".vr"}[moment]
+    return f"_slot_{moment[1:]}"
 
 
 @dataclass(frozen=True, eq=False)
 class Variable:
-    """A variable of a checkpoint; of more rows than ``shape`` has, the first."""
+    """A variable of a checkpoint; of what is more than ``shape`` has, the first."""
 
     reader: Any
     name: str
@@ -94,7 +133,7 @@ class Variable:
         except Exception as error:  # TensorFlow's own: DataLossError, OutOfRangeError, ...
             reason = str(error).splitlines()[0]
             raise NeoccError(f"tensor {self.name!r} cannot be read: {reason}") from None
-        array = array[: self.shape[0]] if array.ndim else array
+        array = array[tuple(slice(n) for n in self.shape)]
         return array.astype(self.dtype, copy=False)
 
 
@@ -128,9 +167,9 @@ def prefix_of(path: Path) -> Path | None:
     return found[0].with_suffix("") if len(found) == 1 else None
 
 
-def open_checkpoint(prefix: Path, vocab: int) -> dict[str, Variable]:
-    """The variables of a checkpoint; of ``wte`` the first ``vocab`` rows, where GPT-Neo's config
-    had rounded the vocabulary up.
+def open_checkpoint(prefix: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Variable]:
+    """The variables of a checkpoint. Where GPT-Neo's config had rounded the vocabulary up, of the
+    embedding and the output layer as much as is ``wanted``.
 
     Raises:
         NeoccError: TensorFlow is not there, or cannot read it.
@@ -146,10 +185,22 @@ def open_checkpoint(prefix: Path, vocab: int) -> dict[str, Variable]:
     for name in sorted(shapes):
         shape = tuple(shapes[name])
         dtype = np.dtype(dtypes[name].as_numpy_dtype)
-        if name.removeprefix(SCOPE).split("/")[0] == "wte" and shape[0] > vocab:
-            shape = (vocab, *shape[1:])
+        vocabulary = name == f"{SCOPE}wte" or name.startswith(VOCABULARY)
+        if vocabulary and rounded_up(shape, wanted.get(name, ())):
+            shape = wanted[name]
         found[name] = Variable(reader, name, dtype, shape)
     return found
+
+
+# Variables that have the vocabulary along a side, and their slots.
+VOCABULARY = (f"{SCOPE}wte/", f"{SCOPE}wte_slot_", f"{SCOPE}{HEAD}/")
+
+
+def rounded_up(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether one side has more than is wanted, and the others as much."""
+    if len(shape) != len(wanted):
+        return False
+    return sum(a != b for a, b in zip(shape, wanted, strict=True)) == 1 and shape > wanted
 
 
 def write_checkpoint(

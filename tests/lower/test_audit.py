@@ -46,6 +46,17 @@ def test_every_collective_of_a_real_program_is_in_the_plan_and_the_reverse(compi
 
 
 @pytest.mark.slow
+def test_scores_of_one_tile_that_are_made_again_are_made_twice_as_planned():
+    """In the gradient, and before it where attention is computed again beside it."""
+    pytest.importorskip("libtpu")
+    c = replace(SMALL, layers=4, attention=((("global", "local"), 2),), window=8, recompute=True)
+    c = replace(c, embd=256, heads=2, seq=256, batch=16)
+    plan = make_plan(gpt.train_step(c), Mesh.parse("2x2"), chip("v5e"), "batch:x,batch:y")
+    found = held(plan, compile_for_target(plan))
+    assert found.flops_equal and found.planned_flops > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "axes"),
     [

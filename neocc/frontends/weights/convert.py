@@ -43,11 +43,14 @@ from neocc.runtime import (
 )
 
 KINDS = ("neocc", "hf", "mtf")
-# Which of a weight's dims are the matrix's `in`, by the names of models/gpt.py; others are vectors.
-INS = {
-    "wte": 1, "wpe": 1, "attn.q": 1, "attn.k": 1, "attn.v": 1, "attn.o": 2, "mlp.fc": 1,
-    "mlp.proj": 1,
-}  # fmt: skip
+# Where the dims of a weight of models/gpt.py are parted into a matrix's sides; others are vectors.
+SIDES: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("wte", "wpe", "wpe_1", "wpe_2", "head.w", "moe.gate"), (1,)),
+    **dict.fromkeys((f"attn.{n}" for n in "qkv"), (1,)),
+    "attn.o": (2,),
+    **{f"{mlp}.{n}": (1,) for mlp in ("mlp", "macaron") for n in ("fc", "gate", "proj")},
+    **dict.fromkeys(("attn.mem_k", "attn.mem_v", "moe.up", "moe.down"), (1, 2)),
+}
 # Fields of models/gpt.py's Config that no checkpoint decides, and that the forward pass shows.
 RUN_FIELDS = ("name", "batch", "z_loss", "dtype", "param_dtype", "recompute", "attention_kernel")
 # Weights that GPT-2 has as zeros where the model has none.
@@ -162,7 +165,7 @@ def open_neocc(path: Path) -> Source:
     if others := sorted(saved.tensors.keys() - types.keys()):
         raise CheckpointError(f"tensor {others[0]!r} of {path} is none of {model.name}")
     saved.verify()
-    form = model_form(program, INS).only(saved.tensors)
+    form = model_form(program, SIDES).only(saved.tensors)
     beside = tuple(path / n for n in hf_folder.BESIDE if (path / n).is_file())
     file = saved.model.file
     return Source("neocc", path, model, file, program, form, saved.tensors, saved.step, beside)
@@ -212,7 +215,7 @@ def open_huggingface(path: Path, model: str) -> Source:
     where = str(path / hf_folder.CONFIG)
     made = model_of(model, "config_from_huggingface", data, path.resolve().name, where, tensors)
     program = made.train_step()
-    weights = parameters(model_form(program, INS))
+    weights = parameters(model_form(program, SIDES))
     family = huggingface.read_config(data).family
     form = huggingface.tensor_form(family, weights)
     check_tensors(str(path), f"{family.architecture} of these sizes", form, tensors)
@@ -243,14 +246,19 @@ def open_mesh_tf(prefix: Path, config: Path | None, model: str) -> Source:
         raise NeoccError(f"{prefix} does not say what model it is of: give its --config FILE")
     made = model_file.load(model, None, config)
     program = made.train_step()
-    variables = mesh_tf.open_checkpoint(prefix, made.config.vocab)
+    every = model_form(program, SIDES)
+    form = mesh_tf.variable_form(every.weights, *mesh_tf.made_by(made.config))
+    variables = mesh_tf.open_checkpoint(prefix, form.shapes)
     step = variables.pop(mesh_tf.STEP, None)
-    slots = [n for n in variables if mesh_tf.ADAFACTOR.fullmatch(n)]
-    for name in slots:
+    others = [n for n in variables if mesh_tf.SLOT.fullmatch(n) and n not in form.shapes]
+    for name in others:
         del variables[name]
-    notes = ["Adafactor's state is left out: neocc cannot hold it yet"] if slots else []
-    every = model_form(program, INS)
-    form = mesh_tf.variable_form(every.weights)
+    notes = []
+    if others:
+        kind = "Adafactor" if mesh_tf.ADAFACTOR.fullmatch(others[0]) else "Adam"
+        notes.append(
+            f"{kind}'s state is left out: the state of {made.name}'s optimizer has other tensors"
+        )
     state = {p.tensor for w, p in form.parts.items() if is_moment(w, form.parts)}
     if not state & variables.keys():
         form = form.only(form.shapes.keys() - state)
@@ -283,7 +291,7 @@ def produced(to: Form, source: Source, constants: Mapping[str, np.ndarray] | Non
 
 
 def neocc_writer(source: Source, most: float) -> Any:
-    every = model_form(source.program, INS)
+    every = model_form(source.program, SIDES)
     form = every.only(
         n for n, held in every.held.items() if all(w in source.form.parts for w in held)
     )
@@ -353,8 +361,10 @@ def check_same_model(source: Source, family: huggingface.Family, config: Mapping
 
 
 def mtf_writer(source: Source, most: float, notes: list[str]) -> Any:
-    form = mesh_tf.variable_form(source.form.weights)
     mesh_tf.tensorflow()
+    form = mesh_tf.variable_form(source.form.weights, *mesh_tf.made_by(source.model.config))
+    if len(form.parts) < len(source.form.parts):
+        notes.append("Adafactor's state of mlp_glu has no place in GPT-Neo's checkpoints: left out")
     constants = {mesh_tf.STEP: np.asarray(source.step, np.int64)}
     tensors = [*plan(form, source), Planned(mesh_tf.STEP, np.dtype(np.int64), ())]
     produce = produced(form, source, constants)

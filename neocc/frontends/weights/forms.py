@@ -1,8 +1,10 @@
 """How a model's weights lie in a checkpoint: one layer's at a time, whatever stacks them.
 
-A *weight* is a parameter of one layer, ``h3.attn.q``, or of the whole model, ``wte``; its optimizer
-moments are ``h3.attn.q.m`` and ``.v``. As a matrix it is [in, out], as a vector [n]. A form says in
-which tensor of a checkpoint each lies, and how; two forms of one model make a conversion.
+A *weight* is a parameter of one layer, ``h3.attn.q``, of all layers, ``h.attn.q``, or of the whole
+model, ``wte``; its optimizer moments are ``h3.attn.q.m`` and ``.v``, with Adafactor ``.vr`` and
+``.vc``. As a matrix it is [in, out], as a stack of them [n, in, out], as a vector [n], or [].
+A form says in which tensor of a checkpoint each lies, and how; two forms of one model make a
+conversion.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from neocc.ir.errors import NeoccError
 from neocc.ir.program import Program
 from neocc.ir.types import Dim
 
-LAYER = re.compile(r"h(\d+)\.(.+)")
-MOMENTS = ("m", "v")
+LAYER = re.compile(r"h(\d*)\.(.+)")  # no number: of every layer
+MOMENTS = ("m", "v", "vr", "vc")
+SIDES = (".vr", ".vc")  # moments of a matrix's rows, and of its columns
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Part:
 class Form:
     """A checkpoint's tensors, in order, and the part of them that each weight is.
 
-    shapes: of the tensors; weights: of each weight, [in, out] or [n].
+    shapes: of the tensors; weights: of each weight, its sides.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -76,33 +79,44 @@ class Tensor(Protocol):
     def chunks(self, first: int = 0, last: int | None = None) -> Iterator[np.ndarray]: ...
 
 
-def model_form(program: Program, ins: Mapping[str, int]) -> Form:
+def model_form(program: Program, sides: Mapping[str, tuple[int, ...]]) -> Form:
     """That of neocc's own checkpoints: the program's parameters and moments, layers stacked.
 
-    ``ins``: by a weight's name within its layer, how many of its dims are the matrix's ``in``;
-    0 is a vector. A weight that it does not name is taken as a vector. Scalars, the step, are none.
+    ``sides``: by a weight's name within its layer, where its dims are parted: ``(1,)`` is a matrix
+    whose ``in`` is one dim, ``(1, 2)`` a stack of such. A weight that it does not name is a vector.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     parts: dict[str, Part] = {}
     weights: dict[str, tuple[int, ...]] = {}
-    types = {i.name: v.type for i, v in program.named_inputs if i.role != "data" and v.type.dims}
-    periods = stack_periods({n: t.dims for n, t in types.items() if LAYER.fullmatch(n)})
+    stored = {i.name: (i.role, v.type) for i, v in program.named_inputs if i.role != "data"}
+    kept = {n for n, (role, _) in stored.items() if role == "parameter" or is_moment(n, stored)}
+    types = {n: type for n, (_, type) in stored.items() if n in kept}
+    numbered = {n: layer for n in types if (layer := LAYER.fullmatch(n)) and layer[1]}
+    periods = stack_periods({n: types[n].dims for n in numbered})
     for name, type in types.items():
         plain, moment = without_moment(name, types)
         layer = LAYER.fullmatch(plain)
-        inner = layer.group(2) if layer else plain
-        dims = type.shape[1:] if layer else type.shape
-        cut = ins.get(inner, 0)
-        own = (math.prod(dims[:cut]), math.prod(dims[cut:])) if cut else (math.prod(dims),)
+        inner = layer[2] if layer else plain
+        dims = type.shape[1:] if name in numbered else type.shape
+        own = parted(dims, sides.get(inner, ()), moment in SIDES)
         shapes[name] = type.shape
-        if layer is None:
+        if layer is None or name not in numbered:
             parts[name], weights[name] = Part(name), own
             continue
         for row in range(type.shape[0]):
-            number = int(layer.group(1)) + row * periods[type.dims[0].name]
+            number = int(layer[1]) + row * periods[type.dims[0].name]
             weight = f"h{number}.{inner}{moment}"
             parts[weight], weights[weight] = Part(name, row), own
     return Form(shapes, parts, weights)
+
+
+def parted(dims: tuple[int, ...], at: tuple[int, ...], side: bool) -> tuple[int, ...]:
+    """Sizes of what lies between the places ``at``; a ``side`` lacks the last of them."""
+    at = at[:-1] if side else at
+    if not dims and not at:
+        return ()
+    ends = zip((0, *at), (*at, len(dims)), strict=True)
+    return tuple(math.prod(dims[a:b]) for a, b in ends)
 
 
 def without_moment(name: str, names: Iterable[str]) -> tuple[str, str]:
@@ -140,6 +154,8 @@ def as_weight(form: Form, weight: str, tensors: Mapping[str, Tensor]) -> Iterato
             return
         for rows in tensor.chunks():
             yield rows[:, part.column : end]
+    elif not shape:
+        yield tensor.read().reshape(())
     else:
         for rows in tensor.chunks(0, form.shapes[part.tensor][0]):
             yield rows.reshape(-1, *shape[1:])

@@ -253,6 +253,7 @@ def evaluate_grad(op: Op, args: list[Any], ctx: Context) -> list[Any]:
     if ctx.xp.__name__ == "numpy" or cut.one:
         i, j = all_indices(kernel, q.shape[-2], k.shape[-2], ctx)
         q, dout, lse, delta = (merged(x, ctx.lead + 1) for x in (q, dout, lse, delta))
+        q, k = kernel.anew(q, k)
         grads = kernel.gradient(q, k, v, dout, lse, delta, i, j)
     else:
         loop = partial(backward_loop, kernel, cut)

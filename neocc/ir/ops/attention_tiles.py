@@ -136,6 +136,15 @@ class Kernel:
         dv = self.product(self.turned(p.astype(q.dtype)), dout)
         return self.product(ds, k), self.product(self.turned(ds), q), dv
 
+    def anew(self, *arrays: Any) -> tuple[Any, ...]:
+        """The arrays, such that a compiler does not take scores made of them for the forward
+        pass's, which would then be held, where that was computed again beside the gradient."""
+        if self.xp.__name__ == "numpy":
+            return arrays
+        from jax import lax
+
+        return lax.optimization_barrier(arrays)
+
     def finite(self, lse: Any) -> Any:
         """``lse`` with any number for queries that see nothing: their weights are 0 with it."""
         return self.xp.where(self.xp.isfinite(lse), lse, self.dtype.type(0))
