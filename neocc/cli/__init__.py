@@ -31,6 +31,8 @@ from neocc.cli.request import (
     told_errors,
 )
 from neocc.cli.sweep import sweep_command
+from neocc.cost.algorithms import STANDARD
+from neocc.cost.choice import Collectives
 from neocc.frontends import model_file
 from neocc.frontends.weights.convert import saved_model
 from neocc.ir.errors import NeoccError
@@ -106,6 +108,17 @@ def compile_command(
         bool,
         typer.Option("--offload", help="What is kept for the backward pass may go to the hosts."),
     ] = False,
+    collectives: Annotated[
+        str | None,
+        typer.Option(
+            help="What runs them: auto, the best exact algorithm, or standard, XLA's own.",
+            show_default="standard",
+        ),
+    ] = None,
+    collective: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=ALGORITHM", help="What runs one kind: all_gather=ring2."),
+    ] = None,
     compare: Annotated[bool, typer.Option(help="Plan what experts would try as well.")] = True,
     audit: Annotated[
         bool, typer.Option("--audit", help="Compile for the target, hold the plan against it.")
@@ -149,10 +162,11 @@ def compile_command(
                 program or "train",
             )
         else:
-            if chips is not None or microbatches is not None or offload or program is not None:
+            decided = (chips, microbatches, program, collectives, collective)
+            if any(x is not None for x in decided) or offload:
                 raise NeoccError(
-                    "--plan decides program, mesh, microbatches and what is offloaded: leave them "
-                    "out"
+                    "--plan decides program, mesh, microbatches, what is offloaded and what runs "
+                    "collectives: leave them out"
                 )
             asked = planned(plan, model, preset, config, mesh, layout, batch, target, hardware)
         compilation = compile_model(
@@ -168,6 +182,7 @@ def compile_command(
             asked.source,
             asked.parts(microbatches),
             offload,
+            Collectives.asked(collectives or STANDARD, collective or ()),
         )
         console = Console(width=None if sys.stdout.isatty() else terminal.WIDTH)
         if dump := os.environ.get("NEOCC_DUMP"):
@@ -215,6 +230,10 @@ def train_command(
         str, typer.Option(help="Dims that mesh axes cut: batch:x,heads:y; in full or part.")
     ] = "",
     target: Annotated[str, typer.Option(help="The chip that the plan is made for.")] = "v5e",
+    collectives: Annotated[str, typer.Option(help="auto, or standard: as for compile.")] = STANDARD,
+    collective: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=ALGORITHM", help="As for compile.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the initial values and of the batches.")] = 0,
     log: Annotated[Path | None, typer.Option(help="A file for one line of JSON a step.")] = None,
     init_from: Annotated[
@@ -262,7 +281,17 @@ def train_command(
         console = Console(width=None if sys.stdout.isatty() else terminal.WIDTH)
         sized = replace(chosen, config=ready.config)
         parts = config_parts(sized, grid, layout) or 1
-        run = training.prepare(ready, grid, chip(target), learnt, layout, seed, devices, parts)
+        run = training.prepare(
+            ready,
+            grid,
+            chip(target),
+            learnt,
+            layout,
+            seed,
+            devices,
+            parts,
+            Collectives.asked(collectives, collective or ()),
+        )
         for line in (*chosen.notes, *training.describe(run)):
             console.print(line, highlight=False)
         first = 0

@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 
 from neocc.cli.request import DEFAULT_TARGET, bytes_of, planned, request, told_errors
+from neocc.cost.algorithms import STANDARD
+from neocc.cost.choice import Collectives
 from neocc.ir.errors import NeoccError
 from neocc.passes.alternatives import closed, derived
 from neocc.report import derivation, explain, explained, terminal
@@ -43,6 +45,12 @@ def explain_command(
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences in a step.")] = None,
     layout: Annotated[str | None, typer.Option(help="batch:x,heads:y, as for compile.")] = None,
     memory: Annotated[str | None, typer.Option(help="12GiB, as for compile.")] = None,
+    collectives: Annotated[
+        str | None, typer.Option(help="auto or standard, as for compile.", show_default="standard")
+    ] = None,
+    collective: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=ALGORITHM", help="As for compile.")
+    ] = None,
     as_text: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Say why a plan does what it does: an op and its alternatives, a tensor and its moves, or how
@@ -54,12 +62,15 @@ def explain_command(
         if sum(x is not None for x in (op, tensor, figure)) > 1:
             raise NeoccError("explain one thing at a time: --op, --tensor or --figure")
         if plan.endswith(".json"):
+            if collectives is not None or collective is not None:
+                raise NeoccError("a plan says what runs its collectives: leave that out")
             asked = planned(Path(plan), None, preset, config, mesh, layout, batch, target, hardware)
         else:
             asked = request(plan, preset, config, mesh, layout, batch, target, hardware)
         made = compile_model(
             asked.model, asked.mesh, asked.target, asked.layout, bytes_of(memory), False, False,
-            asked.notes, asked.given, asked.source, asked.parts(None),
+            asked.notes, asked.given, asked.source, asked.parts(None), False,
+            Collectives.asked(collectives or STANDARD, collective or ()),
         ).plan  # fmt: skip
         ties = made.solution.objective - made.timeline.step
         bound = 0.0 if made.given else made.solution.bound - ties

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from neocc.cli.request import DEFAULT_TARGET, bytes_of, target_chip, told_errors
+from neocc.cost.algorithms import STANDARD
+from neocc.cost.choice import Collectives
 from neocc.frontends import model_file
 from neocc.ir.errors import NeoccError
 from neocc.report import sweep as report
@@ -37,6 +39,10 @@ def sweep_command(
     ] = None,
     layout: Annotated[str, typer.Option(help="batch:x,heads:y, as for compile.")] = "",
     memory: Annotated[str | None, typer.Option(help="12GiB, as for compile.")] = None,
+    collectives: Annotated[str, typer.Option(help="auto or standard, as for compile.")] = STANDARD,
+    collective: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=ALGORITHM", help="As for compile.")
+    ] = None,
     as_text: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Plan a model on every mesh of one or more chip counts: time, memory, and what is best.
@@ -58,7 +64,9 @@ def sweep_command(
             def watch(done: int, of: int) -> None:
                 shown.update(task, completed=done, total=of)
 
-            rows += sweep(chosen, device, counts, batches, layout, bytes_of(memory), watch)
+            asked = Collectives.asked(collectives, collective or ())
+            limit = bytes_of(memory)
+            rows += sweep(chosen, device, counts, batches, layout, limit, watch, asked)
         if as_text:
             typer.echo(json.dumps(report.as_json(rows), indent=1))
         else:

@@ -97,10 +97,11 @@ class Formula:
         grid = self.grid(link)
         items = -(-int(full_bytes) // itemsize)
         sizes = tuple(ring.size for ring in grid)
+        shared = len(rings_of(link)) < len(grid)  # pieces of one ring
         rounds = self.rounds(items, itemsize, sizes)
         if self.kernel:
-            return link.overhead + rounds_seconds(rounds, grid, 0.0)
-        return rounds_seconds(rounds, grid, link.overhead)
+            return link.overhead + rounds_seconds(rounds, grid, 0.0, shared)
+        return rounds_seconds(rounds, grid, link.overhead, shared)
 
 
 def orders(count: int, parts: int) -> list[tuple[int, ...]]:

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache, lru_cache
 
-from neocc.cost.collectives import KINDS, collective_time
+from neocc.cost.algorithms import FORMULAS, STANDARD
+from neocc.cost.choice import STANDARD_ONLY, Collectives, faster, lines, standard_line
+from neocc.cost.collectives import KINDS
 from neocc.cost.hardware import Chip, HardwareError
 from neocc.cost.topology import (
     AxisLink,
@@ -27,7 +29,6 @@ from neocc.cost.topology import (
     torus_cuts,
 )
 
-PROBE = 2.0**40  # bytes at which the slope of a collective's time is read
 DIGITS = 11  # of a time that count: less is rounding, not a difference
 
 
@@ -38,6 +39,7 @@ def mappings(
     slice_shape: Sizes | None = None,
     *,
     every_slice: bool = False,
+    collectives: Collectives = STANDARD_ONLY,
 ) -> tuple[Topology, ...]:
     """Every mapping of a mesh onto devices that can be the best one for some program.
 
@@ -49,8 +51,9 @@ def mappings(
 
     Of mappings whose collectives all take equally long one is kept, and none is kept that is
     *dominated*: for each mesh axis and each kind of collective another one has neither more fixed
-    seconds nor more seconds a byte, and less somewhere. A collective's time is a line in its
-    bytes, so under the other mapping no collective of any plan takes longer, and no plan is lost.
+    seconds nor more seconds a byte, and less somewhere; so too for each algorithm that may run it
+    (``collectives``). A collective's time is a line in its bytes, so under the other mapping no
+    collective of any plan takes longer, and no plan is lost.
 
     The first is ``topology``'s; the others follow by ``preference``. Where that default is itself
     dominated, it is not among them: by another slice shape (256 chips of v3: 8x32 has rings,
@@ -62,9 +65,9 @@ def mappings(
     """
     default = topology(chip, mesh_sizes, slice_shape)
     # Equal costs meet under one key; the first found stays.
-    found: dict[tuple[float, ...], Topology] = {costs(default): default}
+    found: dict[tuple[float, ...], Topology] = {costs(default, collectives): default}
     for candidate in candidates(chip, mesh_sizes, slice_shape, every_slice):
-        found.setdefault(costs(candidate), candidate)
+        found.setdefault(costs(candidate, collectives), candidate)
     kept = set(skyline(found))
     return tuple(laid for cost, laid in found.items() if cost in kept)
 
@@ -144,10 +147,10 @@ def piece_orders(cuts: Cuts) -> Iterator[tuple[Sizes, ...]]:
     return itertools.product(*map(orders, cuts))
 
 
-def costs(laid: Topology) -> tuple[float, ...]:
-    """Fixed seconds and seconds a byte of each kind of collective on each mesh axis, rounded so
-    that sums taken in another order compare equal."""
-    return tuple(itertools.chain(*(line_of(canonical(link)) for link in laid.links())))
+def costs(laid: Topology, collectives: Collectives = STANDARD_ONLY) -> tuple[float, ...]:
+    """Fixed seconds and seconds a byte of each kind of collective on each mesh axis, by each
+    algorithm that may run it, rounded so that sums taken in another order compare equal."""
+    return tuple(itertools.chain(*(lines_of(link, collectives) for link in laid.links())))
 
 
 def canonical(link: AxisLink) -> AxisLink:
@@ -163,12 +166,22 @@ def ring_order(r: Ring) -> tuple[float, ...]:
 
 
 @lru_cache(maxsize=4096)
-def line_of(link: AxisLink) -> tuple[float, ...]:
-    numbers = []
+def lines_of(link: AxisLink, collectives: Collectives) -> tuple[float, ...]:
+    numbers: list[float] = []
+    alike = canonical(link)  # which torus axis is which makes a difference to a grid's order only
     for kind in KINDS:
-        fixed = collective_time(kind, 0, link)
-        slope = (collective_time(kind, PROBE, link) - fixed) / PROBE
-        numbers += [fixed, slope]
+        standard = standard_line(kind, alike)
+        asked = collectives.of(kind)
+        if asked in (None, STANDARD):
+            numbers += standard
+        for f in FORMULAS.values():
+            if f.kind != kind or f.kernel or (f.lossy and f.name != asked):
+                continue
+            if f.name == asked:
+                numbers += (*lines(f, link), *standard)  # what it does not take runs by XLA's own
+            elif asked is None:
+                # One that cannot be chosen here adds nothing to what XLA's own offers.
+                numbers += lines(f, link) if f.fits(link) and faster(f, link) else standard
     return tuple(float(f"{x:.{DIGITS}g}") for x in numbers)
 
 

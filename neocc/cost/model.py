@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from neocc.cost.algorithms import FORMULAS, STANDARD, Formula
 from neocc.cost.attention import (
     PORTABLE,
     UNFUSED,
@@ -15,6 +16,7 @@ from neocc.cost.attention import (
     attention_seconds,
     unfused_flops,
 )
+from neocc.cost.choice import STANDARD_ONLY, Collectives, Way, runs, way_of
 from neocc.cost.collectives import collective_time
 from neocc.cost.hardware import Chip, HardwareError
 from neocc.cost.roofline import elementwise_time, matmul_time, product_time
@@ -22,7 +24,7 @@ from neocc.cost.tiling import LANES, copied_seconds, lane_dim
 from neocc.cost.topology import AxisLink, Topology
 from neocc.cost.topology import topology as default_topology
 from neocc.cost.vector import single_row_time, vector_time
-from neocc.ir.mesh import Layout, Mesh
+from neocc.ir.mesh import Layout, Mesh, Partial
 from neocc.ir.ops import ATTENTION, ELEMENTWISE
 from neocc.ir.ops.attention import PRODUCTS
 from neocc.ir.program import Op, Value
@@ -40,7 +42,8 @@ def local(dims: Iterable[Dim], parts: Parts) -> int:
 class CostModel:
     """Prices of compute and communication on a mesh of one kind of chip, laid on its devices as
     ``topology`` says; with ``others``, each collective as the fastest of all of them runs it.
-    ``offload``: what loops keep for later ones may lie in the hosts' memory."""
+    ``offload``: what loops keep for later ones may lie in the hosts' memory. ``collectives``: what
+    may run them."""
 
     chip: Chip
     mesh: Mesh
@@ -49,17 +52,24 @@ class CostModel:
     attention: AttentionForm = PORTABLE
     others: tuple[Topology, ...] = ()
     offload: bool = False
+    collectives: Collectives = STANDARD_ONLY
 
     @staticmethod
     def of(
-        chip: Chip, mesh: Mesh, topology: Topology | None = None, offload: bool = False
+        chip: Chip,
+        mesh: Mesh,
+        topology: Topology | None = None,
+        offload: bool = False,
+        collectives: Collectives = STANDARD_ONLY,
     ) -> CostModel:
         """Under one of ``neocc.cost.mappings.mappings``; without, under the default one.
 
         Raises:
             HardwareError: the topology is of another chip or mesh; no slice of the chip has as
                 many devices; or the way to the host, for ``offload``, is not known.
+            LayoutError: a collective is to run by what cannot run on the mesh.
         """
+        collectives.check(mesh)
         if offload and chip.host is None:
             raise HardwareError(f"the table has no bandwidth from {chip.name} to its host")
         laid = topology or default_topology(chip, mesh.sizes)
@@ -68,11 +78,15 @@ class CostModel:
             raise HardwareError(
                 f"a mapping of {sizes} on {laid.chip.name} is none of mesh {mesh} on {chip.name}"
             )
-        return CostModel(chip, mesh, laid, offload=offload)
+        return CostModel(chip, mesh, laid, offload=offload, collectives=collectives)
 
     @staticmethod
     def floor(
-        chip: Chip, mesh: Mesh, topologies: Sequence[Topology], offload: bool = False
+        chip: Chip,
+        mesh: Mesh,
+        topologies: Sequence[Topology],
+        offload: bool = False,
+        collectives: Collectives = STANDARD_ONLY,
     ) -> CostModel:
         """A bound on all of these mappings at once: under none of them does any plan cost less
         than here, where each collective takes the time of the mapping that is fastest for it. So
@@ -83,7 +97,7 @@ class CostModel:
         """
         if not topologies:
             raise HardwareError(f"no mapping of mesh {mesh} to bound")
-        models = [CostModel.of(chip, mesh, t, offload) for t in topologies]
+        models = [CostModel.of(chip, mesh, t, offload, collectives) for t in topologies]
         return replace(models[0], others=tuple(topologies[1:]))
 
     @cached_property
@@ -160,6 +174,86 @@ class CostModel:
         if kind == "slice":
             return elementwise_time(self.chip, 2 * target_bytes)
         return min(collective_time(kind, full_bytes, link) for link in self.links[axis])
+
+    def way(
+        self,
+        kind: str,
+        axis: int | None,
+        type: TensorType,
+        ends: tuple[Layout, Layout],
+        algorithm: str | None = None,
+    ) -> Way:
+        """How one reshard of a tensor runs, from one layout to another along a mesh axis or, with
+        none, between memories: as ``collectives`` has it, or by ``algorithm``. What cannot run by
+        the algorithm asked for (``runnable``) runs by XLA's own."""
+        before, after = (type.local_bytes(self.mesh, end) for end in ends)
+        place = ends[0].axes[axis] if axis is not None else None
+        reduction = place.op if isinstance(place, Partial) else "sum"
+        key = (kind, axis, before, after, type.dtype, reduction, algorithm)
+        found = self.ways.get(key)
+        if found is None:
+            asked = algorithm or self.collectives.of(kind)
+            found = self.ways[key] = self._way(
+                kind, axis, (max(before, after), after), type, reduction, asked
+            )
+        return found
+
+    def _way(
+        self,
+        kind: str,
+        axis: int | None,
+        sizes: tuple[int, int],
+        type: TensorType,
+        reduction: str,
+        asked: str | None,
+    ) -> Way:
+        seconds = self.move_seconds(kind, axis, *sizes)
+        best = Way(STANDARD, (), seconds, seconds)
+        if axis is None or asked == STANDARD or not sizes[0]:
+            return best
+        if asked is not None:
+            f = self.runnable(kind, axis, asked, type.dtype, reduction)
+            every = [(f, link) for link in self.links[axis]] if f else []
+        else:
+            every = self.candidates(kind, axis)
+        ways = [way_of(f, sizes[0], type.itemsize, link, self.chip, seconds) for f, link in every]
+        if asked is None:
+            ways.insert(0, best)  # of equals XLA's own
+        return min(ways, key=lambda way: way.seconds, default=best)
+
+    def runnable(
+        self, kind: str, axis: int, name: str, dtype: str, reduction: str = "sum"
+    ) -> Formula | None:
+        """The algorithm of a name, if a collective of this kind can run by it on the axis."""
+        f = FORMULAS.get((kind, name))
+        known = (
+            f is not None
+            and not f.kernel
+            and runs(f, self.mesh.sizes[axis])
+            and f.takes(dtype, reduction)
+        )
+        return f if known else None
+
+    @cached_property
+    def ways(self) -> dict[tuple[object, ...], Way]:
+        """Of every reshard that was asked for, by all that its price depends on."""
+        return {}
+
+    def candidates(self, kind: str, axis: int) -> list[tuple[Formula, AxisLink]]:
+        """The algorithms that may be better than XLA's own, each on the wires that it is for."""
+        found = self.algorithms.get((kind, axis))
+        if found is None:
+            found = self.algorithms[kind, axis] = [
+                (f, link)
+                for link in self.links[axis]
+                for f in self.collectives.candidates(kind, link)
+            ]
+        return found
+
+    @cached_property
+    def algorithms(self) -> dict[tuple[str, int], list[tuple[Formula, AxisLink]]]:
+        """``candidates`` that were asked for."""
+        return {}
 
     def copy_seconds(
         self,

@@ -29,14 +29,18 @@ Round = tuple[Message, ...]  # sent at once
 Grid = tuple[Ring, ...]  # outermost first
 
 
-def rounds_seconds(rounds: Iterable[Round], grid: Grid, overhead: float) -> float:
+def rounds_seconds(
+    rounds: Iterable[Round], grid: Grid, overhead: float, shared: bool = False
+) -> float:
     """Seconds of rounds, one after the other. Each pays the launch, the hops of its farthest
-    message, and its bytes over the busiest wire; rings are wires of their own."""
-    return sum(overhead + _round(messages, grid) for messages in rounds)
+    message, and its bytes over the busiest wire. Rings are wires of their own, or, if ``shared``,
+    pieces of one ring on the same wires."""
+    return sum(overhead + _round(messages, grid, shared) for messages in rounds)
 
 
-def _round(messages: Round, grid: Grid) -> float:
-    transfer = latency = 0.0
+def _round(messages: Round, grid: Grid, shared: bool) -> float:
+    latency = 0.0
+    loads: list[tuple[float, float]] = []  # seconds of each ring's busiest wire, both ways
     for i, ring in enumerate(grid):
         here = [m for m in messages if m.ring == i]
         forward = backward = 0.0
@@ -45,8 +49,10 @@ def _round(messages: Round, grid: Grid) -> float:
             forward += ahead * message.bytes
             backward += back * message.bytes
             latency = max(latency, hops * ring.latency)
-        transfer = max(transfer, max(forward, backward) / ring.bandwidth)
-    return transfer + latency
+        loads.append((forward / ring.bandwidth, backward / ring.bandwidth))
+    if shared:
+        return max(map(sum, zip(*loads, strict=True))) + latency
+    return max(map(max, loads)) + latency
 
 
 def wires(by: int, ring: Ring) -> tuple[int, int, int]:

@@ -261,6 +261,10 @@ class Device:
         axis = attrs["axis"]
         if x.size == 0:  # nothing to move, and XLA refuses to gather it
             return jnp.zeros(op.result.type.local_shape(self.mesh), x.dtype)
+        if "algorithm" in attrs:
+            dim, to = (type.names.index(attrs[n]) if n in attrs else 0 for n in ("dim", "to"))
+            move = Move(dim, to, attrs.get("reduction", "sum"))
+            return ALGORITHMS[op.kind, attrs["algorithm"]](x, axis, attrs["grid"], move)
         forced = self.algorithms.get(op.kind)
         if forced and forced.formula.takes(type.dtype, attrs.get("reduction", "sum")):
             dim, to = (type.names.index(attrs[n]) if n in attrs else 0 for n in ("dim", "to"))

@@ -11,6 +11,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from neocc.cost.algorithms import FORMULAS
+from neocc.cost.choice import runs
 from neocc.ir.errors import LayoutError
 from neocc.ir.mesh import Layout, Mesh, Strategy, Through
 from neocc.ir.ops import OPS
@@ -22,10 +24,12 @@ from neocc.passes.layout.algebra import moves as legal_moves
 from neocc.passes.layout.cluster import Cluster
 from neocc.passes.layout.notation import layout_text
 from neocc.passes.layout.problem import FOLLOWERS, unary_strategies
-from neocc.passes.names import Names, program_names, result_name
+from neocc.passes.names import Names, program_names, resharded, result_name
+from neocc.passes.partition.verify import layout_of
 from neocc.passes.plan import Plan
 
 Moves = frozenset[tuple[Layout, Layout]]
+Algorithms = Mapping[tuple[Layout, Layout], str]
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class RegionDecisions:
     ops: the names of all its ops, in order. arguments: of a loop, how each lies that it is given,
     carried ones at the end of a step too. outputs: how what it stacks lies. strategies: of each
     fused group, under the name of its first op; an op that only relabels or casts, and that has no
-    entry, takes its operand as that lies. moves: the reshards of each value, by its name.
+    entry, takes its operand as that lies. moves: the reshards of each value, by its name;
+    algorithms: what runs those that XLA's own collectives do not.
     """
 
     name: str
@@ -44,6 +49,7 @@ class RegionDecisions:
     outputs: Mapping[str, Layout]
     strategies: Mapping[str, Strategy]
     moves: Mapping[str, Moves]
+    algorithms: Mapping[str, Algorithms] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,17 +76,33 @@ def decisions(plan: Plan) -> Decisions:
     body = assignment.boundaries[program.body]
     names = program_names(program)
     inputs = [i.name for i in program.inputs]
+    chosen = chosen_algorithms(plan)
     ends = zip(program.outputs, body.outputs, strict=True)
     return Decisions(
         dict(zip(inputs, body.args, strict=True)),
         {name: layout for name, layout in ends if name not in inputs},
-        tuple(region_decisions(n, assignment) for n in names),
+        tuple(region_decisions(n, assignment, chosen) for n in names),
         plan.saved,
         plan.ready.microbatches,
     )
 
 
-def region_decisions(names: Names, assignment: Assignment) -> RegionDecisions:
+def chosen_algorithms(plan: Plan) -> dict[Value, dict[tuple[Layout, Layout], str]]:
+    """Of each value of a plan's program, what runs those of its moves that XLA's own collectives
+    do not."""
+    found: dict[Value, dict[tuple[Layout, Layout], str]] = {}
+    for value, op in resharded(plan.program, plan.partitioned.program):
+        if "algorithm" in op.attrs:
+            ends = (layout_of(op.operands[0]), layout_of(op.result))
+            found.setdefault(value, {})[ends] = op.attrs["algorithm"]
+    return found
+
+
+def region_decisions(
+    names: Names,
+    assignment: Assignment,
+    chosen: Mapping[Value, Algorithms],
+) -> RegionDecisions:
     region, carries = names.body.region, names.body.carries
     boundary = assignment.boundaries[region]
     arguments: dict[str, Layout] = {}
@@ -102,7 +124,16 @@ def region_decisions(names: Names, assignment: Assignment) -> RegionDecisions:
             strategies[firsts[op]] = strategy
     used = assignment.moves or {}
     moves = {name: used[v] for name, v in names.values.items() if used.get(v)}
-    return RegionDecisions(names.body.name, tuple(names.ops), arguments, outputs, strategies, moves)
+    algorithms = {name: chosen[v] for name, v in names.values.items() if v in chosen}
+    return RegionDecisions(
+        names.body.name,
+        tuple(names.ops),
+        arguments,
+        outputs,
+        strategies,
+        moves,
+        algorithms,
+    )
 
 
 def by_itself(
@@ -143,6 +174,7 @@ class Assigner:
         self.strategies: dict[Op, Strategy] = {}
         self.boundaries: dict[Region, Boundary] = {}
         self.moves: dict[Value, Moves] = {}
+        self.algorithms: dict[Value, dict[tuple[Layout, Layout], str]] = {}
         repeats = (op.attrs["dim"].name for op in program.body.walk() if op.kind == "repeat")
         self.uncut = frozenset(repeats)
 
@@ -168,7 +200,7 @@ class Assigner:
             for name, v in outputs.items()
         ]
         self.region(program.body, args, ends)
-        return Assignment(self.strategies, self.boundaries, self.moves)
+        return Assignment(self.strategies, self.boundaries, self.moves, self.algorithms)
 
     def region(self, region: Region, args: list[Layout], outputs: list[Layout]) -> None:
         """Decides a region whose boundary is known."""
@@ -203,6 +235,7 @@ class Assigner:
             self.strategies[op] = strategy
             made.update(zip(op.results, op_layouts(op, strategy)[1], strict=True))
         self.record_moves(names, said, renamed)
+        self.record_algorithms(names, said, renamed)
 
     def members(self, names: Names, group: str) -> list[str]:
         labels = {op: name for name, op in names.ops.items()}
@@ -326,6 +359,31 @@ class Assigner:
                         f"{layout_text(source, self.mesh)!r}"
                     )
             self.moves[value] = moves
+
+    def record_algorithms(
+        self, names: Names, said: RegionDecisions, renamed: Mapping[str, str]
+    ) -> None:
+        for entry, algorithms in said.algorithms.items():
+            where = f"{said.name}: algorithms of {entry!r}:"
+            value = names.values.get(renamed.get(entry, entry))
+            for (source, target), name in algorithms.items():
+                moved = () if value is None else self.moves.get(value, ())
+                texts = [layout_text(lay, self.mesh) for lay in (source, target)]
+                if value is None or (source, target) not in moved:
+                    raise LayoutError(f"{where} the plan has no move {' -> '.join(texts)!r} of it")
+                found = legal_moves(source, value.type, self.mesh)
+                move = next(m for m in found if m.target == target)
+                if (move.kind, name) not in FORMULAS:
+                    known = [n for kind, n in FORMULAS if kind == move.kind]
+                    raise LayoutError(
+                        f"{where} no algorithm {name!r} runs {move.kind}; one of "
+                        f"{', '.join(known) or 'none'}"
+                    )
+                assert move.axis is not None  # no formula is of another kind
+                if not runs(FORMULAS[move.kind, name], self.mesh.sizes[move.axis]):
+                    axis, size = self.mesh.axes[move.axis]
+                    raise LayoutError(f"{where} {name} cannot run on the {size} devices of {axis}")
+                self.algorithms.setdefault(value, {})[source, target] = name
 
 
 def same_names(where: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -8,11 +8,12 @@ called as the input or argument that it is, or as the op that makes it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TypeVar
 
+from neocc.ir.ops import COLLECTIVES
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.passes.layout.cluster import Cluster, clusters
 from neocc.passes.plan import Body, bodies
@@ -128,3 +129,23 @@ def region_names(body: Body, hints: Mapping[Value, str], inner: Mapping[Region, 
     ends = Unique()
     outputs = tuple(ends(called[v]) for v in region.outputs)
     return Names(body, ops, groups, taken, outputs, values)
+
+
+def resharded(before: Program, after: Program) -> Iterator[tuple[Value, Op]]:
+    """Each collective of a partitioned program, and the value that it moves of the program before
+    partitioning."""
+
+    def walk(old: Region, new: Region) -> Iterator[tuple[Value, Op]]:
+        origin = dict(zip(new.args, old.args, strict=True))
+        ops = iter(old.ops)
+        for op in new.ops:
+            if op.kind in COLLECTIVES:
+                value = origin[op.result] = origin[op.operands[0]]
+                yield value, op
+                continue
+            source = next(ops)
+            origin.update(zip(op.results, source.results, strict=True))
+            for a, b in zip(source.regions, op.regions, strict=True):
+                yield from walk(a, b)
+
+    yield from walk(before.body, after.body)

@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from neocc.cost.algorithms import STANDARD
+from neocc.cost.choice import STANDARD_ONLY, Collectives, Way
 from neocc.cost.hardware import Chip
 from neocc.cost.model import CostModel, formula_flops, on_vector_unit, product_flops
 from neocc.cost.topology import Topology
@@ -14,7 +16,7 @@ from neocc.ir.mesh import Mesh
 from neocc.ir.ops import COLLECTIVES, HOST_MOVES
 from neocc.ir.program import Program, Region, Value
 from neocc.passes.hoist import hoist_casts
-from neocc.passes.layout.algebra import Assignment, Strategy
+from neocc.passes.layout.algebra import Assignment, Move, Strategy
 from neocc.passes.layout.memory import Memory
 from neocc.passes.layout.problem import Problem, Rules, build, hideable_values
 from neocc.passes.layout.rules import given_layout, padded_sizes, parse_layout
@@ -23,7 +25,8 @@ from neocc.passes.layout.within import solve_within
 from neocc.passes.microbatch import split_batch
 from neocc.passes.narrow import narrow_products
 from neocc.passes.pad import Padding, pad_program
-from neocc.passes.partition import Partitioned, apply
+from neocc.passes.partition import Partitioned, Ways, apply
+from neocc.passes.partition.verify import layout_of
 from neocc.passes.remat import KEEP, RECOMPUTE, open_values
 from neocc.passes.simplify import simplify
 
@@ -37,7 +40,8 @@ class Collective:
 
     bytes: what one device puts in; result_bytes: what it gets out; count: times a step runs it;
     seconds: of one run; copying: those of them in which the device itself copies, along its lanes;
-    hideable: the others can run behind the compute of its region.
+    hideable: the others can run behind the compute of its region. algorithm: what runs it, on a
+    grid of ``grid`` devices; standard: seconds of one run by XLA's own.
     """
 
     id: int
@@ -53,6 +57,9 @@ class Collective:
     copying: float
     hideable: bool
     region: str
+    algorithm: str = STANDARD
+    grid: tuple[int, ...] = ()
+    standard: float = 0.0
 
     @property
     def behind(self) -> float:
@@ -152,6 +159,7 @@ def make_plan(
     microbatches: int = 1,
     offload: bool = False,
     sizes: Mapping[str, int] | None = None,
+    collectives: Collectives = STANDARD_ONLY,
 ) -> Plan:
     """The best plan within a device's memory, or the nearest to fitting (see ``Plan.fits``).
 
@@ -160,14 +168,16 @@ def make_plan(
     mapping of the mesh onto the devices (``neocc.cost.mappings``); by default that of the cost
     model. ``microbatches``: parts that the batch is run in (``passes.microbatch``). ``offload``:
     what loops keep for the backward pass may lie in the memory of the devices' hosts. ``sizes``: of
-    some dims after padding, in place of what would be chosen.
+    some dims after padding, in place of what would be chosen. ``collectives``: what may run them.
 
     Raises:
         LayoutError: the layout names what is not there, or leaves an op no strategy; the batch
-            cannot be split.
+            cannot be split; a collective is to run by what cannot run on the mesh.
         HardwareError: offload on a chip whose way to its host the table does not know.
     """
-    ready = prepare(program, mesh, chip, layout, topology, microbatches, offload, sizes)
+    ready = prepare(
+        program, mesh, chip, layout, topology, microbatches, offload, sizes, collectives
+    )
     problem = build(ready.program, mesh, ready.cost, rules or given_layout(ready.given))
     available = USABLE * chip.hbm_bytes if memory_limit is None else memory_limit
     solution, memory = solve_within(problem, available, SEARCH)
@@ -183,18 +193,20 @@ def prepare(
     microbatches: int = 1,
     offload: bool = False,
     sizes: Mapping[str, int] | None = None,
+    collectives: Collectives = STANDARD_ONLY,
 ) -> Ready:
     """What ``make_plan`` does before it decides anything.
 
     Raises:
-        LayoutError: the layout names what is not there, or the batch cannot be split.
+        LayoutError: the layout names what is not there, or the batch cannot be split; a collective
+            is to run by what cannot run on the mesh.
     """
     given = parse_layout(layout, program, mesh) if layout else {}
     narrow = hoist_casts(narrow_products(program, chip))
     unpadded = split_batch(simplify(narrow), microbatches)
     grown = padded_sizes(unpadded, mesh, given) | dict(sizes or {})
     padded, paddings = pad_program(unpadded, grown)
-    cost = CostModel.of(chip, mesh, topology, offload)
+    cost = CostModel.of(chip, mesh, topology, offload, collectives)
     return Ready(
         program,
         unpadded,
@@ -215,7 +227,13 @@ def costed(
     """The plan that a solution is: its partitioned program, and all that this costs."""
     mesh = ready.mesh
     program, assignment = problem.resolve(solution.picked, solution.assignment)
-    partitioned = apply(program, mesh, assignment, lambda m, t: problem.move_seconds(m, t) + 1e-12)
+    partitioned = apply(
+        program,
+        mesh,
+        assignment,
+        lambda m, t: problem.move_seconds(m, t) + 1e-12,
+        ways(assignment, ready.cost),
+    )
     collectives = tuple(list_collectives(partitioned, ready.cost))
     return Plan(
         program=program,
@@ -238,6 +256,18 @@ def costed(
             for name, op in open_values(problem.program).items()
         },
     )
+
+
+def ways(assignment: Assignment, cost: CostModel) -> Ways:
+    """What runs each move: as the assignment has it, else as the cost model chooses."""
+    named = assignment.algorithms
+
+    def way(value: Value, move: Move) -> Way:
+        ends = (move.source, move.target)
+        name = None if named is None else named.get(value, {}).get(ends, STANDARD)
+        return cost.way(move.kind, move.axis, value.type, ends, name)
+
+    return way
 
 
 @dataclass(frozen=True)
@@ -299,9 +329,11 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
             kind = "slice" if op.kind == "local_slice" else op.kind
             to_host = op.kind in HOST_MOVES
             axis = None if to_host else mesh.index(op.attrs["axis"])
-            ends = [v.type.layout for v in (op.operands[0], op.result)]
+            ends = (layout_of(op.operands[0]), layout_of(op.result))
             moved = (op.attrs.get("dim"), op.attrs.get("to"))
             copying = cost.copy_seconds(kind, moved, op.result.type, ends)
+            algorithm = op.attrs.get("algorithm", STANDARD)
+            way = cost.way(kind, axis, op.result.type, ends, algorithm)
             found.append(
                 Collective(
                     id=op.attrs["id"],
@@ -313,11 +345,14 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
                     bytes=before,
                     result_bytes=after,
                     count=body.trips,
-                    seconds=cost.move_seconds(kind, axis, max(before, after), after) + copying,
+                    seconds=way.seconds + copying,
                     copying=copying,
                     # Every leg of a value's way hides or none does: the problem prices them alike.
                     hideable=to_host or whole.get(op.operands[0], op.operands[0]) in hideable,
                     region=body.name,
+                    algorithm=way.algorithm,
+                    grid=op.attrs.get("grid", ()),
+                    standard=way.standard + copying,
                 )
             )
     return found

@@ -47,7 +47,7 @@ def recost(ready: Ready, given: Decisions, available: float) -> Recosted:
     assignment = assign(ready.program, ready.mesh, given)
     problem, picked = locate(ready, assignment)
     moves, rerouted = routes(problem, assignment)
-    plan = as_given(ready, problem, picked, moves, available)
+    plan = as_given(ready, problem, picked, moves, available, assignment.algorithms)
     verify_partitioned(plan.partitioned, plan.program)
     return Recosted(replace(plan, saved=given.saved), rerouted)
 
@@ -58,10 +58,12 @@ def as_given(
     picked: dict[Choice, int],
     moves: dict[Value, Allowed],
     available: float,
+    algorithms: dict[Value, dict[tuple[Layout, Layout], str]] | None = None,
 ) -> Plan:
-    """The plan of an option for each choice; nothing is proved of it."""
+    """The plan of an option for each choice; nothing is proved of it. ``algorithms``: as in
+    ``Assignment``."""
     nothing = np.zeros(0)
-    assignment = problem.assignment(picked, moves)
+    assignment = replace(problem.assignment(picked, moves), algorithms=algorithms)
     solution = Solution(assignment, picked, 0.0, 0.0, 0.0, nothing, 0, 0)
     memory, _ = peak(problem, solution)
     plan = costed(ready, problem, solution, memory, available)

@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from neocc.cost.choice import STANDARD_ONLY, Collectives
 from neocc.cost.hardware import Chip, HardwareError
 from neocc.cost.mappings import mappings, mesh_shapes
 from neocc.cost.model import CostModel
 from neocc.cost.topology import Topology
-from neocc.ir.errors import NeoccError
+from neocc.ir.errors import LayoutError, NeoccError
 from neocc.ir.mesh import AXIS_NAMES, Mesh
 from neocc.ir.program import Program
 from neocc.passes.layout.bound import Relaxation
@@ -105,6 +106,7 @@ def search(
     watch: Callable[[int, int], None] = lambda done, of: None,
     seconds: float = SEARCH,
     offload: bool = False,
+    collectives: Collectives = STANDARD_ONLY,
 ) -> Searched:
     """The best plan over meshes, their mappings, and numbers of microbatches (ascending); with
     ``every``, one of each mesh that is not far from the best.
@@ -112,7 +114,7 @@ def search(
     More parts than a number that a bound rules out are not tried: splitting a batch further runs
     the same work in smaller pieces and moves weights more often, so only memory asks for it.
     ``watch(done, of)`` hears how many meshes are through. ``seconds``: what each search within
-    memory may take. ``offload``: as in ``make_plan``.
+    memory may take. ``offload``, ``collectives``: as in ``make_plan``.
 
     Raises:
         LayoutError: the layout names what is not there.
@@ -122,7 +124,12 @@ def search(
     bounded = []
     for number, mesh in enumerate(meshes):
         watch(number, 2 * len(meshes))
-        problems = Problems(program, chip, mesh, layout, offload)
+        try:
+            collectives.check(mesh)
+        except LayoutError as error:
+            tried.append(Tried(mesh, microbatches[0], math.inf, None, error.message))
+            continue
+        problems = Problems(program, chip, mesh, layout, offload, collectives)
         bounded.append((problems.quick_bound(microbatches[0]), number, problems))
     bounded.sort(key=lambda b: b[:2])
     best: tuple[Plan, Problems] | None = None
@@ -179,11 +186,15 @@ class Problems:
     mesh: Mesh
     layout: str
     offload: bool = False
+    collectives: Collectives = STANDARD_ONLY
     known: dict[int, Relaxation] = field(default_factory=dict)
 
     @property
     def mappings(self) -> tuple[Topology, ...]:
-        return mappings(self.chip, self.mesh.sizes)
+        return mappings(self.chip, self.mesh.sizes, collectives=self.collectives)
+
+    def cost_on(self, laid: Topology) -> CostModel:
+        return CostModel.of(self.chip, self.mesh, laid, self.offload, self.collectives)
 
     def ready(self, count: int, cost: CostModel) -> Ready:
         made = prepare(self.program, self.mesh, self.chip, self.layout, None, count)
@@ -194,7 +205,7 @@ class Problems:
 
     def fastest_wires(self, count: int) -> Problem:
         """The problem under which every plan costs no more than on any mapping."""
-        cost = CostModel.floor(self.chip, self.mesh, self.mappings, self.offload)
+        cost = CostModel.floor(self.chip, self.mesh, self.mappings, self.offload, self.collectives)
         return self.problem(self.ready(count, cost))
 
     def relaxed(self, count: int) -> Relaxation:
@@ -291,7 +302,7 @@ class Problems:
         # The problem's program is the one that the solution is of.
         ready = replace(ready, program=ideal.program)
         ties = solution.objective - costed(ready, ideal, solution, memory, available).timeline.step
-        ready = replace(ready, cost=CostModel.of(self.chip, self.mesh, laid, self.offload))
+        ready = replace(ready, cost=self.cost_on(laid))
         problem = replace(ideal, cost=ready.cost)
         plan = costed(ready, problem, solution, memory, available)
         slower = replace(solution, objective=plan.timeline.step + ties)
@@ -308,7 +319,7 @@ class Problems:
 
     def time_on(self, laid: Topology, problem: Problem, solution: Solution) -> float:
         """Seconds that a solution's transfers take on a mapping."""
-        there = replace(problem, cost=CostModel.of(self.chip, self.mesh, laid, self.offload))
+        there = replace(problem, cost=self.cost_on(laid))
         used = solution.assignment.moves or {}
         return sum(
             there.seconds(flow, move)

@@ -170,6 +170,10 @@ def collective(c: Collective, tensor: str) -> dict[str, Any]:
         "seconds": c.seconds,
         "hideable": c.hideable,
         "region": c.region,
+        "algorithm": c.algorithm,
+        "lossy": facts.is_lossy(c.kind, c.algorithm),
+        "grid": list(c.grid),
+        "standard_seconds": c.standard,
     }
 
 

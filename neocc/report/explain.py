@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Layout, Mesh, Strategy
-from neocc.ir.ops import COLLECTIVES, OPS
-from neocc.ir.program import Op, Region, Value
+from neocc.ir.ops import OPS
+from neocc.ir.program import Op, Value
 from neocc.ir.types import TensorType
 from neocc.passes.alternatives import Alternative, Place, alternatives, choice_at
 from neocc.passes.layout.algebra import op_layouts
 from neocc.passes.layout.notation import cuts_text, layout_text
-from neocc.passes.names import Names, matching, program_names
+from neocc.passes.names import Names, matching, program_names, resharded
 from neocc.passes.plan import Collective, Plan
 from neocc.report.derivation import Node, Source, node, sources
+from neocc.report.facts import algorithm_words
 
 MANY = 12  # matches that are listed when a name is not clear
 
@@ -25,7 +26,8 @@ MANY = 12  # matches that are listed when a name is not clear
 @dataclass(frozen=True)
 class Moved:
     """A collective by which a value gets elsewhere: layouts before and after, bytes that a device
-    puts in and gets out in one run, runs of a step, the link, and how its seconds come about."""
+    puts in and gets out in one run, runs of a step, the link, what runs it and the seconds of all
+    runs by XLA's own, and how its seconds come about."""
 
     id: int
     kind: str
@@ -37,6 +39,8 @@ class Moved:
     runs: int
     hideable: bool
     link: str
+    algorithm: str
+    standard: float
     seconds: Node
 
 
@@ -240,7 +244,7 @@ class Tensors:
         self.seconds: list[float] = []
 
     def facts(self, names: Names, value: Value) -> TensorFacts:
-        plan, region = self.plan, names.body.region
+        plan = self.plan
         labels = {v: name for name, v in names.values.items()}
         made, layout = self.writer(names, value)
         return TensorFacts(
@@ -251,7 +255,7 @@ class Tensors:
             value.type.local_bytes(plan.mesh, layout),
             made,
             tuple(self.readers(names, value)),
-            tuple(self.moved(c, op) for c, op in self.moves.get((region, value), ())),
+            tuple(self.moved(c, op) for c, op in self.moves.get(value, ())),
         )
 
     def writer(self, names: Names, value: Value) -> tuple[Use, Layout]:
@@ -322,6 +326,8 @@ class Tensors:
             c.count,
             c.hideable,
             link,
+            algorithm_words(c.algorithm, c.grid),
+            float(c.standard * c.count),
             node(c.kind, c.seconds, c.count),
         )
 
@@ -330,23 +336,10 @@ def text_of(type: TensorType, mesh: Mesh) -> str:
     return layout_text(type.layout, mesh) if type.layout else ""
 
 
-def moves_by_value(plan: Plan) -> dict[tuple[Region, Value], list[tuple[Collective, Op]]]:
+def moves_by_value(plan: Plan) -> dict[Value, list[tuple[Collective, Op]]]:
     """The collectives by which each value of the program, as it was before partitioning, moves."""
     by_id = {c.id: c for c in plan.collectives}
-    found: dict[tuple[Region, Value], list[tuple[Collective, Op]]] = defaultdict(list)
-
-    def walk(before: Region, after: Region) -> None:
-        origin = dict(zip(after.args, before.args, strict=True))
-        ops = iter(before.ops)
-        for op in after.ops:
-            if op.kind in COLLECTIVES:
-                value = origin[op.result] = origin[op.operands[0]]
-                found[before, value].append((by_id[op.attrs["id"]], op))
-                continue
-            source = next(ops)
-            origin.update(zip(op.results, source.results, strict=True))
-            for old, new in zip(source.regions, op.regions, strict=True):
-                walk(old, new)
-
-    walk(plan.problem.program.body, plan.partitioned.program.body)
+    found: dict[Value, list[tuple[Collective, Op]]] = defaultdict(list)
+    for value, op in resharded(plan.problem.program, plan.partitioned.program):
+        found[value].append((by_id[op.attrs["id"]], op))
     return found

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from neocc.cost.algorithms import STANDARD
 from neocc.report.derivation import Node, Source
 from neocc.report.explain import Moved, OpFacts, Option, TensorAnswer, TensorFacts
 from neocc.report.facts import bytes_text, count_text, seconds_text
@@ -120,6 +121,8 @@ def moved(m: Moved) -> Text:
         f"{bytes_text(m.bytes)} -> {bytes_text(m.result_bytes)}, {m.runs} times, over {m.link}: "
     )
     text.append(seconds_text(m.seconds.value), "bold")
+    if m.algorithm != STANDARD:
+        text.append(f" by {m.algorithm}; by XLA's own {seconds_text(m.standard)}")
     text.append(f"\n      = {m.seconds.formula}\n      = {m.seconds.numbers}", DIM)
     return text
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
+from neocc.cost.algorithms import FORMULAS, STANDARD
 from neocc.cost.model import product_flops, unskipped_flops
 from neocc.ir.mesh import Layout, Mesh, Partial
 from neocc.ir.ops import ATTENTION, COLLECTIVES
@@ -41,7 +42,7 @@ class Row:
 @dataclass(frozen=True)
 class Traffic:
     """Collectives that are alike: bytes that a device puts in and gets out in one run, runs and
-    seconds of all of them in a step."""
+    seconds of all of them in a step; what runs them, and the seconds of XLA's own."""
 
     kind: str
     axis: str
@@ -53,6 +54,9 @@ class Traffic:
     runs: int
     seconds: float
     hideable: bool
+    algorithm: str
+    lossy: bool
+    standard: float
 
 
 def layout_words(type: TensorType, mesh: Mesh) -> str:
@@ -143,7 +147,7 @@ def traffic(plan: Plan) -> list[Traffic]:
     found: dict[tuple[object, ...], list[Collective]] = defaultdict(list)
     for c in plan.collectives:
         if c.kind != "slice":
-            key = (c.kind, c.axis, c.region, c.bytes, c.result_bytes, c.hideable)
+            key = (c.kind, c.axis, c.region, c.bytes, c.result_bytes, c.hideable, c.algorithm)
             found[key].append(c)
     rows = []
     for alike in found.values():
@@ -160,9 +164,21 @@ def traffic(plan: Plan) -> list[Traffic]:
                 sum(c.count for c in alike),
                 sum(c.count * c.seconds for c in alike),
                 first.hideable,
+                algorithm_words(first.algorithm, first.grid),
+                is_lossy(first.kind, first.algorithm),
+                sum(c.count * c.standard for c in alike),
             )
         )
     return sorted(rows, key=lambda r: -r.seconds)
+
+
+def algorithm_words(name: str, grid: tuple[int, ...]) -> str:
+    """``hierarchical 2x8``; of one ring, or XLA's own, the name alone."""
+    return f"{name} {'x'.join(map(str, grid))}" if len(grid) > 1 else name
+
+
+def is_lossy(kind: str, algorithm: str) -> bool:
+    return (kind, algorithm) in FORMULAS and FORMULAS[kind, algorithm].lossy
 
 
 def tensor_names(plan: Plan) -> dict[int, str]:
@@ -328,6 +344,7 @@ def cut_after(rows: list[Traffic], most: int) -> tuple[list[Traffic], Traffic | 
         tensors=(),
         runs=sum(r.runs for r in rest),
         seconds=sum(r.seconds for r in rest),
+        algorithm=STANDARD,
     )
     return shown, total
 

@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from neocc.cost.algorithms import STANDARD
 from neocc.ir.ops import HOST_MOVES
 from neocc.lower.audit import Audit, summary
 from neocc.passes.plan import Plan
@@ -152,13 +153,21 @@ def collectives(plan: Plan) -> Group:
             moved,
             f"{r.runs}",
             seconds_text(r.seconds),
-            region,
+            Text(region + by_words(r)),
         )
     if rest:
         table.add_row(rest.kind, "", "", f"{rest.runs}", seconds_text(rest.seconds), "")
     if not rows:
         return titled("Collectives", Text("  none"))
     return titled("Collectives of a step (* can hide behind compute; --json has each one)", table)
+
+
+def by_words(r: facts.Traffic) -> str:
+    """What runs a row of collectives, where it is not XLA's own."""
+    if r.algorithm == STANDARD:
+        return ""
+    lossy = ", lossy" if r.lossy else ""
+    return f"; by {r.algorithm}{lossy}; XLA's own: {seconds_text(r.standard)}"
 
 
 def times(c: Compilation) -> Group:

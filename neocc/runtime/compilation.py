@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
+from neocc.cost.choice import STANDARD_ONLY, Collectives
 from neocc.cost.hardware import Chip, HardwareError, chip, chip_names
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
@@ -150,6 +151,7 @@ def compile_model(
     source: ModelSource | None = None,
     microbatches: int | None = 1,
     offload: bool = False,
+    collectives: Collectives = STANDARD_ONLY,
 ) -> Compilation:
     """Builds a model's program and plans it on a mesh of ``target`` chips; ``mesh`` may be a
     number of devices, for the best of all their meshes.
@@ -159,7 +161,7 @@ def compile_model(
     ``audit``: compile for the target and hold the plan against the result. ``given``: a plan to
     check and cost in place of making one. ``source``: what the model was loaded from.
     ``microbatches``: parts that the batch is run in; None for the best number. ``offload``: what
-    is kept for the backward pass may lie in the hosts' memory.
+    is kept for the backward pass may lie in the hosts' memory. ``collectives``: what may run them.
 
     Raises:
         NeoccError: the model, mesh, layout or target is not right; or, with ``audit``, there is no
@@ -180,7 +182,16 @@ def compile_model(
         plan = clock.time(
             "plan",
             lambda: make_plan(
-                program, mesh, target, layout, None, memory, None, microbatches, offload
+                program,
+                mesh,
+                target,
+                layout,
+                None,
+                memory,
+                None,
+                microbatches,
+                offload,
+                collectives=collectives,
             ),
         )
     else:
@@ -188,7 +199,16 @@ def compile_model(
         parts = parts_of(program) if microbatches is None else [microbatches]
         searched = clock.time(
             "search",
-            lambda: search(program, target, meshes, parts, layout, memory, offload=offload),
+            lambda: search(
+                program,
+                target,
+                meshes,
+                parts,
+                layout,
+                memory,
+                offload=offload,
+                collectives=collectives,
+            ),
         )
         if searched.best is None:
             raise NeoccError(searched.tried[0].reason)
@@ -199,7 +219,7 @@ def compile_model(
     remedies: tuple[Remedy, ...] = ()
     if not plan.fits and given is None:
         count = plan.ready.microbatches
-        again = Again(model, plan.mesh, target, layout, memory, count, offload)
+        again = Again(model, plan.mesh, target, layout, memory, count, offload, collectives)
         remedies = clock.time("remedies", lambda: tuple(again.remedies()))
     audited = None
     if audit and plan.fits:
@@ -227,8 +247,18 @@ def best_like(plan: Plan) -> Plan:
     """The plan that neocc makes where another was given."""
     ready, limit = plan.ready, plan.memory_limit
     parts, offload = ready.microbatches, ready.cost.offload
-    wires = plan.topology
-    return make_plan(ready.source, plan.mesh, plan.chip, "", None, limit, wires, parts, offload)
+    return make_plan(
+        ready.source,
+        plan.mesh,
+        plan.chip,
+        "",
+        None,
+        limit,
+        plan.topology,
+        parts,
+        offload,
+        collectives=ready.cost.collectives,
+    )
 
 
 def rival_plan(plan: Plan, name: str) -> Plan:
@@ -274,7 +304,17 @@ def expert_plan(program: Program, plan: Plan, expert: Expert) -> Compared:
 
     def planned(memory: float, count: int) -> Plan:
         rules, wires = expert.rules, plan.topology
-        made = make_plan(program, plan.mesh, plan.chip, "", rules, memory, wires, count)
+        made = make_plan(
+            program,
+            plan.mesh,
+            plan.chip,
+            "",
+            rules,
+            memory,
+            wires,
+            count,
+            collectives=plan.ready.cost.collectives,
+        )
         return replace(made, memory_limit=limit)
 
     try:
@@ -300,6 +340,7 @@ class Again:
     memory: float | None
     microbatches: int = 1
     offload: bool = False
+    collectives: Collectives = STANDARD_ONLY
 
     def plan(self) -> Plan:
         """The fastest plan; where it nearly fits, the fastest that does. The search for that takes
@@ -316,6 +357,7 @@ class Again:
                 memory,
                 microbatches=self.microbatches,
                 offload=self.offload,
+                collectives=self.collectives,
             )
             return replace(made, memory_limit=limit)
 

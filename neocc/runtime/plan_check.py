@@ -61,7 +61,16 @@ def plan_of(
         given = file.decisions
         wires = topology_of(file, target)
         parts = given.microbatches
-        ready = prepare(program, file.mesh, target, file.layout, wires, parts, given.offload)
+        ready = prepare(
+            program,
+            file.mesh,
+            target,
+            file.layout,
+            wires,
+            parts,
+            given.offload,
+            collectives=file.collectives,
+        )
         found = recost(ready, given, limit)
     except NeoccError as error:
         raise NeoccError(f"{path}: {error.message}") from None

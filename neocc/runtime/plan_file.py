@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from neocc.cost.algorithms import STANDARD
+from neocc.cost.choice import AUTO, STANDARD_ONLY, Collectives
 from neocc.cost.hardware import Chip
 from neocc.cost.topology import Part, Topology
 from neocc.ir.errors import NeoccError
@@ -24,7 +26,7 @@ from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.program import Op, Program, Region
 from neocc.ir.text import print_program
 from neocc.passes.alternatives import closed
-from neocc.passes.decisions import Decisions, Moves, RegionDecisions, decisions
+from neocc.passes.decisions import Algorithms, Decisions, Moves, RegionDecisions, decisions
 from neocc.passes.layout.notation import (
     cuts_text,
     layout_text,
@@ -79,6 +81,7 @@ class PlanFile:
     devices: Devices
     layout: str
     memory_limit: float
+    collectives: Collectives
     decisions: Decisions
     digest: str
     predicted: Mapping[str, Any]
@@ -114,6 +117,7 @@ def document(plan: Plan, source: ModelSource | None = None) -> dict[str, Any]:
         "devices": topology_texts(plan.topology, plan.mesh),
         "layout": plan.ready.layout,
         "memory_limit": None if math.isinf(plan.memory_limit) else plan.memory_limit,
+        "collectives": collectives_texts(plan.ready.cost.collectives),
         **decided,
         "digest": digest(decided),
         "predicted": figures(closed(plan) if plan.saved and not plan.given else plan),
@@ -132,6 +136,10 @@ def figures(plan: Plan) -> dict[str, Any]:
         "peak_memory": plan.memory.peak,
         "memory": dict(plan.memory.by_kind),
     }
+
+
+def collectives_texts(given: Collectives) -> dict[str, Any]:
+    return {"choose": AUTO if given.auto else STANDARD, "forced": dict(given.forced)}
 
 
 def topology_texts(laid: Topology, mesh: Mesh) -> dict[str, Any]:
@@ -157,6 +165,13 @@ def decision_texts(given: Decisions, mesh: Mesh) -> dict[str, Any]:
                 name: sorted(move_text(a, b, mesh) for a, b in moves)
                 for name, moves in r.moves.items()
             },
+            **({"algorithms": algorithms(r)} if r.algorithms else {}),
+        }
+
+    def algorithms(r: RegionDecisions) -> dict[str, dict[str, str]]:
+        return {
+            name: {move_text(a, b, mesh): by for (a, b), by in chosen.items()}
+            for name, chosen in r.algorithms.items()
         }
 
     return {
@@ -249,6 +264,7 @@ def parsed(path: Path, data: Mapping[str, Any]) -> PlanFile:
         devices=devices_in(data["devices"], mesh),
         layout=data["layout"],
         memory_limit=math.inf if limit is None else limit,
+        collectives=collectives_in(data.get("collectives")),
         decisions=Decisions(
             layouts_in("stored", data["stored"], mesh),
             layouts_in("outputs", data["outputs"], mesh),
@@ -276,12 +292,24 @@ def devices_in(data: Mapping[str, Any], mesh: Mesh) -> Devices:
     )
 
 
+def collectives_in(data: Mapping[str, Any] | None) -> Collectives:
+    if data is None:
+        return STANDARD_ONLY
+    with named("collectives"):
+        forced = (f"{kind}={name}" for kind, name in data["forced"].items())
+        return Collectives.asked(data["choose"], forced)
+
+
 def region_in(data: Mapping[str, Any], mesh: Mesh) -> RegionDecisions:
     name = data["name"]
 
     def moves(entry: str, texts: Iterable[str]) -> Moves:
         with named(f"{name}: moves of {entry!r}"):
             return frozenset(parse_move_text(text, mesh) for text in texts)
+
+    def algorithms(entry: str, by: Mapping[str, str]) -> Algorithms:
+        with named(f"{name}: algorithms of {entry!r}"):
+            return {parse_move_text(text, mesh): chosen for text, chosen in by.items()}
 
     strategies = {}
     for entry, text in data["strategies"].items():
@@ -294,6 +322,7 @@ def region_in(data: Mapping[str, Any], mesh: Mesh) -> RegionDecisions:
         layouts_in(f"{name}: outputs", data["outputs"], mesh),
         strategies,
         {entry: moves(entry, texts) for entry, texts in data["moves"].items()},
+        {entry: algorithms(entry, by) for entry, by in data.get("algorithms", {}).items()},
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from neocc.cost.choice import STANDARD_ONLY, Collectives
 from neocc.cost.hardware import Chip
 from neocc.passes.plan import Plan
 from neocc.passes.search import Tried, meshes_of, parts_of, search
@@ -39,8 +40,10 @@ def sweep(
     layout: str = "",
     memory: float | None = None,
     watch: Callable[[int, int], None] = lambda done, of: None,
+    collectives: Collectives = STANDARD_ONLY,
 ) -> Iterator[Row]:
     """The rows of each chip count and batch, the fastest first. ``watch(done, of)``: meshes.
+    ``collectives``: what may run them; where none can on a mesh, that mesh has no plan.
 
     Raises:
         NeoccError: the model or the layout is not right.
@@ -62,7 +65,7 @@ def sweep(
 
             found = search(
                 program, target, meshes[count], parts_of(program), layout, memory, True, seen,
-                SECONDS,
+                SECONDS, collectives=collectives,
             )  # fmt: skip
             before += len(meshes[count])
             rows = (Row(count, batch, tokens, tried) for tried in one_of_each(found.tried))

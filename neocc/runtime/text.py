@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from neocc.cost.choice import STANDARD_ONLY, Collectives
 from neocc.cost.hardware import Chip
 from neocc.data import Batches, Text
 from neocc.ir.errors import NeoccError
@@ -55,10 +56,11 @@ def prepare(
     seed: int = 0,
     devices: Sequence[Any] | None = None,
     microbatches: int = 1,
+    collectives: Collectives = STANDARD_ONLY,
 ) -> TextRun:
     """Plans the model's step for a mesh of ``target`` chips, compiles it for ``devices`` and
     makes the initial state. ``seed``: of that state and of the batches. ``microbatches``: parts
-    that the batch is run in.
+    that the batch is run in. ``collectives``: what may run them.
 
     Raises:
         NeoccError: the model does not train on text, its vocab is smaller than the text's, the
@@ -75,7 +77,9 @@ def prepare(
             f"--vocab {text.vocab}"
         )
     batches = Batches(text.tokens, batch, seq, seed)
-    plan = make_plan(program, mesh, target, layout, microbatches=microbatches)
+    plan = make_plan(
+        program, mesh, target, layout, microbatches=microbatches, collectives=collectives
+    )
     return TextRun(plan, Run(plan, model.init(), seed, devices), batches)
 
 

@@ -184,8 +184,11 @@ class Assignment:
     places; the repeat's dim is not cut. A stacked output may be partial, and a carried value; no
     other argument is.
     moves: per value, the moves that the solver pays for; None lets each be a shortest path.
+    algorithms: per value, those of its moves that XLA's own collectives do not run; None leaves
+    all of them to the cost model.
     """
 
     strategies: dict[Op, Strategy]
     boundaries: dict[Region, Boundary]
     moves: dict[Value, frozenset[tuple[Layout, Layout]]] | None = None
+    algorithms: dict[Value, dict[tuple[Layout, Layout], str]] | None = None

@@ -212,9 +212,8 @@ class Problem:
         return self.wire_seconds(move, type) + self.copy_seconds(move, type)
 
     def wire_seconds(self, move: Move, type: TensorType) -> float:
-        source = type.local_bytes(self.mesh, move.source)
-        target = type.local_bytes(self.mesh, move.target)
-        return self.cost.move_seconds(move.kind, move.axis, max(source, target), target)
+        ends = (move.source, move.target)
+        return self.cost.way(move.kind, move.axis, type, ends).seconds
 
     def copy_seconds(self, move: Move, type: TensorType) -> float:
         """What of a move is work of the device itself, and hides behind nothing."""
@@ -275,10 +274,14 @@ class Problem:
         for v, used in (assignment.moves or {}).items():
             new = made.values.get(v, v)
             moves[new] = moves.get(new, frozenset()) | used
+        algorithms = assignment.algorithms
+        if algorithms is not None:
+            algorithms = {made.values.get(v, v): named for v, named in algorithms.items()}
         return made.program, Assignment(
             {made.ops[op]: s for op, s in assignment.strategies.items()},
             {made.regions[r]: b for r, b in assignment.boundaries.items()},
             moves,
+            algorithms,
         )
 
 

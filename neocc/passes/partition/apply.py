@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from neocc.cost.choice import Way
 from neocc.ir.errors import LayoutError, Loc
 from neocc.ir.mesh import Layout, Mesh, Partial
 from neocc.ir.ops import COLLECTIVES
@@ -19,7 +20,9 @@ class Partitioned:
     """A program with every collective explicit.
 
     Every value's type has a layout. Every op has ``attrs["id"]``, an int unique in the program;
-    every op that is neither a collective nor a repeat has ``attrs["strategy"]``.
+    every op that is neither a collective nor a repeat has ``attrs["strategy"]``. A collective that
+    an algorithm of ``neocc.cost.algorithms`` runs has its name as ``attrs["algorithm"]``, and the
+    sizes of the grid that it runs on, outermost first, as ``attrs["grid"]``.
     """
 
     program: Program
@@ -38,20 +41,27 @@ def counted(region: Region, times: int) -> Iterator[tuple[Op, int]]:
             yield from counted(inner, times * op.attrs["dim"].size)
 
 
+Ways = Callable[[Value, Move], Way]  # how a value's move runs
+
+
 def apply(
-    program: Program, mesh: Mesh, assignment: Assignment, cost: Cost | None = None
+    program: Program,
+    mesh: Mesh,
+    assignment: Assignment,
+    cost: Cost | None = None,
+    ways: Ways | None = None,
 ) -> Partitioned:
     """The partitioned program that an assignment describes.
 
     A value made as its consumer wants it gets no op; else a tree of moves shared by all its
     consumers, each move right before its first use. ``cost`` chooses among paths (default:
-    bytes sent).
+    bytes sent); ``ways`` says what runs each (default: XLA's own collectives).
 
     Raises:
         LayoutError: an op or region has no decision, or a wanted layout cannot be reached.
     """
     out_of = arcs(mesh, cost or sent_bytes(mesh))
-    body = Partitioner(mesh, assignment, out_of, itertools.count()).region(program.body)
+    body = Partitioner(mesh, assignment, out_of, itertools.count(), ways).region(program.body)
     return Partitioned(Program(program.name, program.inputs, program.outputs, body), mesh)
 
 
@@ -72,14 +82,26 @@ def move_op(move: Move, value: Value, mesh: Mesh, id: int, loc: Loc | None) -> O
     return Op(kind, (value,), (result,), {**attrs, "id": id}, loc=loc)
 
 
+def way_attrs(way: Way) -> dict[str, object]:
+    return {} if not way.grid else {"algorithm": way.algorithm, "grid": way.grid}
+
+
 class Partitioner:
     """Rewrites regions; ``ids`` numbers the ops in order of execution."""
 
-    def __init__(self, mesh: Mesh, assignment: Assignment, arcs: Arcs, ids: Iterator[int]):
+    def __init__(
+        self,
+        mesh: Mesh,
+        assignment: Assignment,
+        arcs: Arcs,
+        ids: Iterator[int],
+        ways: Ways | None,
+    ):
         self.mesh = mesh
         self.assignment = assignment
         self.arcs = arcs
         self.ids = ids
+        self.ways = ways
 
     def operand_layouts(self, op: Op) -> tuple[Layout, ...]:
         if op.kind == "repeat":
@@ -125,7 +147,10 @@ class Partitioner:
         def use(value: Value, layout: Layout, loc: Loc | None) -> Value:
             if (value, layout) not in placed:
                 move = trees[value][layout]
-                op = move_op(move, use(value, move.source, loc), self.mesh, next(self.ids), loc)
+                source = use(value, move.source, loc)
+                op = move_op(move, source, self.mesh, next(self.ids), loc)
+                if self.ways is not None:
+                    op.attrs.update(way_attrs(self.ways(value, move)))
                 ops.append(op)
                 placed[value, layout] = op.result
             return placed[value, layout]

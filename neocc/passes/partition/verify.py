@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from neocc.cost.algorithms import FORMULAS
 from neocc.ir.errors import IRError, LayoutError
 from neocc.ir.mesh import Layout, Mesh, Partial
 from neocc.ir.ops import COLLECTIVES, OPS, repeat_types
@@ -12,6 +14,8 @@ from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.types import TensorType
 from neocc.passes.layout.algebra import Strategy, Through, moves, op_layouts
 from neocc.passes.partition.apply import Partitioned, move_op
+
+WAY_ATTRS = ("algorithm", "grid")
 
 
 def verify_partitioned(partitioned: Partitioned, original: Program | None = None) -> None:
@@ -133,10 +137,27 @@ def check_collective(op: Op, mesh: Mesh) -> None:
     for move in moves(source, value.type, mesh):
         if move.target == target:
             right = move_op(move, value, mesh, op.attrs["id"], None)
-            if (op.kind, op.attrs) != (right.kind, right.attrs):
+            attrs = {k: v for k, v in op.attrs.items() if k not in WAY_ATTRS}
+            if (op.kind, attrs) != (right.kind, right.attrs):
                 raise LayoutError(f"{source} becomes {target} by {right.kind} {right.attrs}")
+            check_way(op, mesh)
             return
     raise LayoutError(f"no one move makes {target} of {source}")
+
+
+def check_way(op: Op, mesh: Mesh) -> None:
+    """What runs a collective is there, for its kind, on a grid of all the axis's devices."""
+    given = [name for name in WAY_ATTRS if name in op.attrs]
+    if not given:
+        return
+    name, grid = op.attrs.get("algorithm", ""), op.attrs.get("grid", ())
+    formula = FORMULAS.get((op.kind, name))
+    if formula is None:
+        raise LayoutError(f"no algorithm {name!r} runs {op.kind}")
+    least, most = formula.rings
+    size = mesh.sizes[mesh.index(op.attrs["axis"])]
+    if math.prod(grid) != size or not least <= len(grid) <= most:
+        raise LayoutError(f"{op.kind} by {name} on a grid of {grid} for an axis of {size}")
 
 
 def check_repeat(op: Op, mesh: Mesh, ids: set[int]) -> None:

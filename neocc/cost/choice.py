@@ -1,0 +1,158 @@
+"""Which algorithm runs a collective: XLA's own, or one of neocc's where it is better or asked for.
+
+An algorithm of neocc's takes ``PREMIUM`` times what its formula says, as no device has measured
+it, so that it is chosen only where it gains more than that; and it moves what it sends through the
+device's own memory some more times (``COPIES``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from neocc.cost.algorithms import FORMULAS, STANDARD, Formula, formula
+from neocc.cost.collectives import collective_time
+from neocc.cost.hardware import Chip
+from neocc.cost.roofline import elementwise_time
+from neocc.cost.rounds import factors
+from neocc.cost.topology import AxisLink
+from neocc.ir.errors import LayoutError
+from neocc.ir.mesh import Mesh
+
+AUTO = "auto"
+MODES = (AUTO, STANDARD)
+PREMIUM = 1.1
+COPIES = {"all_gather": 5.0, "reduce_scatter": 5.0, "all_reduce": 6.0, "all_to_all": 7.0}
+"""Bytes that an algorithm reads and writes in memory for each byte that a device holds before or
+after the collective, whichever is larger."""
+PROBE = 1 << 40  # bytes at which the slope of an algorithm's time is read
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a collective runs: the algorithm, the sizes of the grid that it runs on (none for XLA's
+    own), its seconds, and those of XLA's own."""
+
+    algorithm: str
+    grid: tuple[int, ...]
+    seconds: float
+    standard: float
+
+
+@dataclass(frozen=True)
+class Collectives:
+    """What may run a plan's collectives. ``auto``: the best of XLA's own and of every algorithm of
+    ``FORMULAS`` that gives the same numbers; else XLA's own. ``forced``: (kind, algorithm), in
+    place of that wherever the algorithm can run."""
+
+    auto: bool = True
+    forced: tuple[tuple[str, str], ...] = ()
+
+    @staticmethod
+    def asked(mode: str = STANDARD, forced: Iterable[str] = ()) -> Collectives:
+        """Of the words of a command: ``auto`` or ``standard``, and ``KIND=ALGORITHM``.
+
+        Raises:
+            LayoutError: another mode, kind or algorithm, or two for one kind.
+        """
+        if mode not in MODES:
+            lossy = mode in {f.name for f in FORMULAS.values() if f.lossy}
+            named = f"; {mode} rounds, so ask for it by name: all_reduce={mode}" if lossy else ""
+            raise LayoutError(
+                f"collectives {mode!r}; one of {', '.join(MODES)}: of one kind alone, "
+                f"KIND=ALGORITHM{named}"
+            )
+        found: dict[str, str] = {}
+        for text in forced:
+            kind, _, name = text.partition("=")
+            kind = kind.strip().replace("-", "_")
+            if not name:
+                raise LayoutError(f"collective {text!r}: write KIND=ALGORITHM: all_gather=ring2")
+            if kind in found:
+                raise LayoutError(f"collective {text!r}: {kind} has {found[kind]} already")
+            found[kind] = named_formula(kind, name.strip())
+        return Collectives(mode == AUTO, tuple(found.items()))
+
+    def __str__(self) -> str:
+        mode = AUTO if self.auto else STANDARD
+        return ", ".join((mode, *(f"{kind}={name}" for kind, name in self.forced)))
+
+    def of(self, kind: str) -> str | None:
+        """The algorithm that a kind is to run by; None where that is free."""
+        return dict(self.forced).get(kind, None if self.auto else STANDARD)
+
+    def check(self, mesh: Mesh) -> None:
+        """Raises:
+        LayoutError: on no axis of the mesh can a forced algorithm run.
+        """
+        sizes = [size for size in mesh.sizes if size > 1]
+        for kind, name in self.forced:
+            if name == STANDARD or not sizes:
+                continue
+            f = formula(kind, name)
+            if not any(runs(f, size) for size in sizes):
+                raise LayoutError(
+                    f"{kind}={name} runs on a grid of {f.rings[0]} rings, and no axis of mesh "
+                    f"{mesh} is one: the sizes are prime. Give an axis of another size, or "
+                    "another algorithm"
+                )
+
+    def candidates(self, kind: str, link: AxisLink) -> Iterator[Formula]:
+        """The algorithms beside XLA's own among which the kind is free on such wires: those made
+        for them that for some bytes are faster than XLA's own."""
+        if self.of(kind) is None:
+            alike = (f for f in FORMULAS.values() if f.kind == kind and not (f.lossy or f.kernel))
+            yield from (f for f in alike if f.fits(link) and faster(f, link))
+
+
+STANDARD_ONLY = Collectives(auto=False)
+
+
+def named_formula(kind: str, name: str) -> str:
+    if name == STANDARD and any(k == kind for k, _ in FORMULAS):
+        return name
+    try:
+        found = formula(kind, name)
+    except ValueError as error:
+        raise LayoutError(f"collective {kind}={name}: {error}") from None
+    if found.kernel:
+        raise LayoutError(
+            f"collective {kind}={name}: a kernel of one backend; plans do not name it"
+        )
+    return name
+
+
+def runs(f: Formula, size: int) -> bool:
+    """Whether an axis of so many devices is a grid of as many rings as an algorithm needs."""
+    return size > 1 and all(n > 1 for n in factors(size, f.rings[0]))
+
+
+def lines(f: Formula, link: AxisLink) -> tuple[float, float]:
+    """The formula's fixed seconds and seconds a byte; no bytes take less."""
+    fixed = float(f.seconds(0, link))
+    return fixed, (float(f.seconds(PROBE, link)) - fixed) / PROBE
+
+
+def standard_line(kind: str, link: AxisLink) -> tuple[float, float]:
+    fixed = float(collective_time(kind, 0, link))
+    return fixed, (float(collective_time(kind, PROBE, link)) - fixed) / PROBE
+
+
+def faster(f: Formula, link: AxisLink) -> bool:
+    """Whether for some bytes an algorithm's price is below that of XLA's own."""
+    own, standard = lines(f, link), standard_line(f.kind, link)
+    return any(PREMIUM * a < b for a, b in zip(own, standard, strict=True))
+
+
+def price(f: Formula, full_bytes: int, itemsize: int, link: AxisLink, chip: Chip) -> float:
+    """Seconds of one run of an algorithm; ``full_bytes`` as ``collective_time`` has it."""
+    copied = elementwise_time(chip, COPIES[f.kind] * full_bytes)
+    return f.seconds(full_bytes, link, itemsize) * PREMIUM + copied
+
+
+def way_of(
+    f: Formula, full_bytes: int, itemsize: int, link: AxisLink, chip: Chip, standard: float
+) -> Way:
+    """By one of neocc's algorithms; ``standard``: what XLA's own takes."""
+    grid = tuple(ring.size for ring in f.grid(link))
+    return Way(f.name, grid, price(f, full_bytes, itemsize, link, chip), standard)
