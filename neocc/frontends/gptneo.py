@@ -52,9 +52,9 @@ MOE_KEYS = {
     "moe_min_expert_capacity", "moe_use_second_place_loss", "moe_second_policy_train",
     "moe_second_policy_eval", "moe_second_threshold_train", "moe_second_threshold_eval",
     "moe_dropout_rate", "moe_z_loss", "moe_switch_policy_train", "moe_switch_policy_eval",
-    "moe_switch_dropout", "moe_switch_temperature", "moe_switch_jitter",
+    "moe_switch_dropout", "moe_switch_temperature", "moe_switch_jitter", "moe_ntlb_top_k",
 }  # fmt: skip
-MOE_UNREAD = {"moe_capacity_factor_second_level", "moe_ntlb_top_k"}  # of other kinds of layers
+MOE_UNREAD = {"moe_capacity_factor_second_level"}  # of other kinds of layers
 MOE_UNSUPPORTED = {
     "moe_use_experts_attention": "queries and keys of experts",
     "moe_output_dim": "another size of the output",
@@ -285,12 +285,13 @@ def mixture(data: Mapping[str, Any], layers: int, notes: list[str]) -> dict[str,
         )
 
     each = number(given, "moe_top_n_num_experts_per_token", int, 3, minimum=1)
+    next_ones = number(given, "moe_ntlb_top_k", int, 4, minimum=1)
     temperature = number(given, "moe_switch_temperature", float, 1.0)
     experts = Experts(
         count=number(given, "moe_num_experts", int, 16, minimum=1),
         hidden=number(given, "moe_hidden_size", int, 4096, minimum=1),
         gating=gating,
-        choices={"top_2": 2, "top_n": each}.get(gating, 1),
+        choices={"top_2": 2, "top_n": each, "ntlb": next_ones}.get(gating, 1),
         group=number(given, "moe_group_size", int, 1024, minimum=1),
         least=number(given, "moe_min_expert_capacity", int, 1, minimum=1),
         activation=activation,

@@ -19,7 +19,7 @@ from neocc.nn.activations import activate
 from neocc.nn.noise import dropout
 from neocc.nn.norms import logsumexp, softmax
 
-GATINGS = ("top_2", "top_n", "switch")
+GATINGS = ("top_2", "top_n", "switch", "ntlb")
 POLICIES = ("all", "none", "threshold", "random")  # of every choice but the first
 SWITCHES = ("argmax", "input_dropout", "input_jitter", "sample")
 POLICY_SALTS = range(1200, 1264)  # one for each choice after the first
@@ -45,8 +45,9 @@ class Experts:
 
     ``top_2`` and ``top_n``: a token's ``choices`` most likely experts, weighted by their
     probabilities over the sum of these. ``switch``: one, weighted by its probability (Fedus et al.,
-    2021). ``least``: slots that an expert has at least in each group. ``loss``: weight of the
-    balancing loss; ``second_loss``: balances second choices too; ``z_loss``: of the mean squared
+    2021). ``ntlb``, no token left behind: so too, but the first of ``choices`` that is not full.
+    ``least``: slots that an expert has at least in each group. ``loss``: weight of the balancing
+    loss; ``second_loss``: balances second choices too; ``z_loss``: of the mean squared
     log-partition of the gate. ``routing`` in training; ``evaluating``: that of evaluation.
     """
 
@@ -78,6 +79,8 @@ class Experts:
     @property
     def draws(self) -> bool:
         """Whether anything in it is random."""
+        if self.gating == "ntlb":
+            return self.routing.switch == "input_jitter" or self.dropout > 0
         if self.gating == "switch":
             return self.routing.switch != "argmax" or self.dropout > 0
         return self.routing.policy == "random" or self.dropout > 0
@@ -143,11 +146,14 @@ def route(x: Tensor, gate: Tensor, e: Experts, seed: Tensor | None) -> Routes:
         chosen.append(number.equals(first))
         ranked = select(chosen[-1], float("-inf"), ranked)
     gates = [select(mine, p, 0.0).sum(experts) for mine in chosen]
-    if e.choices > 1:
+    one = e.gating == "ntlb"  # of its choices a token gets the first with room
+    if e.choices > 1 and not one:
         total = sum(gates[1:], gates[0]) + TINY
         gates = [g / total for g in gates]
-    loss = balance(p, chosen[0], token) * e.loss
-    if e.second_loss and e.choices > 1:
+    counted = chosen if one else chosen[:1]
+    balances = [balance(p, mine, token) for mine in counted]
+    loss = sum(balances[1:], balances[0]) * (e.loss / len(balances))
+    if e.second_loss and e.choices > 1 and not one:
         others = select(chosen[0], 0.0, p)
         others = others / (others.sum(experts) + TINY)
         loss = loss + balance(others, chosen[1], token) * (0.5 * e.loss)
@@ -155,10 +161,13 @@ def route(x: Tensor, gate: Tensor, e: Experts, seed: Tensor | None) -> Routes:
         z = logsumexp(logits, experts)
         loss = loss + (z * z).mean(*(d for d in z.dims if d.name != "batch")) * (e.z_loss * e.loss)
 
-    place, before = iota(p, slot), None
+    place, before, left = iota(p, slot), None, None
     dispatch = combine = None
     for n, (mine, g) in enumerate(zip(chosen, gates, strict=True)):
-        taken = mine if n == 0 else allowed(mine, g, e, n, seed)
+        if one:
+            taken = mine if left is None else mine & left
+        else:
+            taken = mine if n == 0 else allowed(mine, g, e, n, seed)
         ones = taken.cast("i32")
         at = ones.cumsum("token") - ones  # how many of this choice come before it
         if before is not None:
@@ -170,6 +179,9 @@ def route(x: Tensor, gate: Tensor, e: Experts, seed: Tensor | None) -> Routes:
         # A place beyond the slots is none of them.
         at = select(taken, at, slot.size).reduce("min", experts)
         here = mine & place.equals(at)
+        if one:
+            free = here.cast("i32").sum("experts", slot).equals(0)
+            left = free if left is None else left & free
         weight = select(here, g, 0.0)
         dispatch = here if dispatch is None else dispatch | here
         combine = weight if combine is None else combine + weight
@@ -179,9 +191,9 @@ def route(x: Tensor, gate: Tensor, e: Experts, seed: Tensor | None) -> Routes:
 
 def jittered(x: Tensor, e: Experts, seed: Tensor | None) -> Tensor:
     """What the gate of a switch sees in training."""
-    if e.gating != "switch" or seed is None:
+    if e.gating not in ("switch", "ntlb") or seed is None:
         return x
-    if e.routing.switch == "input_dropout":
+    if e.routing.switch == "input_dropout" and e.gating == "switch":
         return dropout(x, e.input_dropout, seed, SWITCH_SALT)
     if e.routing.switch == "input_jitter" and e.jitter:
         u = random(seed, x.dims, JITTER_SALT).cast(x.dtype)

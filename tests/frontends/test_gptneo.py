@@ -118,7 +118,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "moe key": ({"moe_params": {"num_experts": 4}}, "of moe_params 'num_experts'; .* 'moe_num_exp"),
     "moe text": ({"moe_params": "top_2"}, "moe_params is 'top_2'; it must be an object"),
     "hierarchy": ({"moe_params": {"moe_num_experts": [4, 4]}}, r"moe_num_experts is \[4, 4\]"),
-    "gating": ({"moe_params": {"moe_gating": "ntlb"}}, "gating 'ntlb'; one of top_2, top_n"),
+    "gating": (
+        {"moe_params": {"moe_gating": "switch_max"}},
+        "gating 'switch_max'; one of top_2, top_n",
+    ),
     "policy": ({"moe_params": {"moe_second_policy_eval": "x"}}, "policy 'x'; one of all, none"),
     "too few experts": ({"moe_params": {"moe_num_experts": 1}}, "chooses 1 to 1 of 1, not 2"),
     "expert attention": (
