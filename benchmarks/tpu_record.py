@@ -27,7 +27,8 @@ from neocc.ir.text import print_program
 from neocc.lower.audit import pair
 from neocc.lower.hlo import HloFacts, axes_of, axes_of_pairs, read_hlo
 from neocc.passes.layout.memory import peak
-from neocc.passes.layout.problem import Problem, build
+from neocc.passes.layout.problem import Case as Followed
+from neocc.passes.layout.problem import Choice, Problem, build
 from neocc.passes.layout.rules import given_layout
 from neocc.passes.layout.solve import Solution
 from neocc.passes.plan import Plan, bodies, costed, make_plan, prepare
@@ -41,8 +42,8 @@ class StaleError(NeoccError):
 class Record:
     """Bytes, FLOPs and cycles are of one device and one step.
 
-    picks: the option of each choice, in the problem's order; moves: of each flow, its moves as
-    ``source>target``; both as numbers into ``words``. peak: what is live at the fullest moment;
+    picks: the option of each choice that no others decide, in the problem's order; moves: of each
+    flow, its moves as ``source>target``; both as numbers into ``words``. peak: what is live at the fullest moment;
     held: the same, with what lies in on-chip memory; None where buffers were not looked at.
     reserved: arguments and the block for temporaries, None where code was not generated; then
     cycles is 0 too. collectives: rows (kind, axes, bytes in, bytes out, runs, how many) of the
@@ -96,15 +97,18 @@ def replay(case: Case, record: Record) -> Plan:
     mesh = Mesh.parse(case.mesh)
     ready = prepare(gpt.train_step(case.config), mesh, chip(case.chip), layout)
     problem = build(ready.program, mesh, ready.cost, case.rules or given_layout(ready.given))
-    same = len(problem.choices) == len(record.picks) and len(problem.flows) == len(record.moves)
+    deciding = [c for c in problem.choices if not decided(c)]
+    same = len(deciding) == len(record.picks) and len(problem.flows) == len(record.moves)
     if digest(problem) != record.program or not same:
         raise StaleError("its program has changed since it was compiled; compile it again")
-    picked, used = {}, {}
-    for choice, word in zip(problem.choices, record.picks, strict=True):
+    picked: dict[Choice, int] = {}
+    used = {}
+    for choice, word in zip(deciding, record.picks, strict=True):
         options = list(map(str, choice.options))
         if record.words[word] not in options:
             raise StaleError(f"{choice.name} has no option {record.words[word]} any more")
         picked[choice] = options.index(record.words[word])
+    decide(problem, picked)
     for flow, row in zip(problem.flows, record.moves, strict=True):
         wanted = {record.words[i] for i in row}
         arcs = problem.reshards_of(flow).moves if wanted else []
@@ -115,6 +119,29 @@ def replay(case: Case, record: Record) -> Plan:
     solution = Solution(problem.assignment(picked, used), picked, 0, 0, 0, np.zeros(0), 0, 0)
     memory, _ = peak(problem, solution)
     return costed(ready, problem, solution, memory, float(ready.chip.hbm_bytes))
+
+
+def decided(choice: Choice) -> bool:
+    """Whether others decide what a choice is: how many cases it has depends on the cost model."""
+    return all(isinstance(o, Followed) for o in choice.options)
+
+
+def decide(problem: Problem, picked: dict[Choice, int]) -> None:
+    """Adds to what is ``picked`` the options of the choices that others decide."""
+    left = {c: set(range(len(c.options))) for c in problem.choices if c not in picked}
+    while left:
+        for a in problem.agreements:
+            for choice, keys, other, wanted in (
+                (a.a, a.a_keys, a.b, a.b_keys),
+                (a.b, a.b_keys, a.a, a.a_keys),
+            ):
+                if choice in left and other in picked:
+                    left[choice] &= set(np.flatnonzero(keys == wanted[picked[other]]).tolist())
+        found = {c: min(options) for c, options in left.items() if len(options) == 1}
+        if not found:
+            raise StaleError(f"nothing decides {next(iter(left)).name}")
+        picked.update(found)
+        left = {c: options for c, options in left.items() if c not in found}
 
 
 def measure(plan: Plan) -> tuple[Record, str]:
@@ -151,7 +178,8 @@ def record_of(plan: Plan, text: str, peak: int, reserved: int | None, seconds: f
     def word(text: str) -> int:
         return words.setdefault(text, len(words))
 
-    picks = [word(str(c.options[solution.picked[c]])) for c in problem.choices]
+    deciding = (c for c in problem.choices if not decided(c))
+    picks = [word(str(c.options[solution.picked[c]])) for c in deciding]
     moved = solution.assignment.moves or {}
     moves = [sorted(word(f"{s}>{t}") for s, t in moved.get(f.value, ())) for f in problem.flows]
     findings = pair(plan, facts)
