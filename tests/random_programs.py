@@ -416,6 +416,8 @@ def shift(m: Maker) -> Item | None:
 
 
 def iota(m: Maker) -> Item | None:
+    if not m.dims:  # loops around have taken them all
+        return None
     dtype = m.pick(("i32", m.dtype))
     d = m.pick(m.dims)
     return m.add(b.iota(m.pool[-1].tensor, d, dtype), float(d.size), True)
