@@ -47,14 +47,16 @@ def test_no_combination_beats_what_is_found(searched: Searched) -> None:
     assert searched.bound <= least * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_what_bounds_drop_holds_nothing_better(count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "share"), [(1, 0.85), pytest.param(2, 0.75, marks=pytest.mark.slow)]
+)
+def test_what_bounds_drop_holds_nothing_better(count: int, share: float) -> None:
     """Memory is short, so that numbers of parts are dropped by what they cost within it."""
     target, parts = chip("v5e"), [1, 2]
     meshes = meshes_of(target, 4)[:count]
     program = simplify(gpt.train_step(replace(SMALL, layers=2, batch=64)))
     whole = make_plan(program, meshes[0], target, "batch:x")
-    limit = 0.75 * whole.memory.peak
+    limit = share * whole.memory.peak
     found = search(program, target, meshes, parts, "batch:x", limit, every=True)
     assert {(t.mesh, t.microbatches) for t in found.tried if t.plan is None}
     for t in found.tried:
