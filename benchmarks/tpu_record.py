@@ -43,7 +43,8 @@ class Record:
     """Bytes, FLOPs and cycles are of one device and one step.
 
     picks: the option of each choice that no others decide, in the problem's order; moves: of each
-    flow, its moves as ``source>target``; both as numbers into ``words``. peak: what is live at the fullest moment;
+    flow, its moves as ``source>target``; both as numbers into ``words``. peak: what is live at the
+    fullest moment;
     held: the same, with what lies in on-chip memory; None where buffers were not looked at.
     reserved: arguments and the block for temporaries, None where code was not generated; then
     cycles is 0 too. collectives: rows (kind, axes, bytes in, bytes out, runs, how many) of the
