@@ -8,10 +8,16 @@ stays unexplained fails the audit.
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from neocc.cost.algorithms import STANDARD, formula
+from neocc.ir.mesh import Mesh
 from neocc.ir.ops import HOST_MOVES
 from neocc.lower.hlo import Collective as Compiled
 from neocc.lower.hlo import HloFacts, axes_of, axes_of_pairs, read_hlo
@@ -179,6 +185,22 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
                 words = f"one sum over {' and '.join(over)}"
                 findings.append(Finding(first[axis], None if i else c, words, True))
 
+    def take_permutes() -> None:
+        """Collectives that an algorithm runs: each of its messages is a permute of its own."""
+        for p in [p for p in planned if p.algorithm != STANDARD]:
+            own = [c for c in compiled if ids[c] == [p.id] and c.kind == "collective-permute"]
+            wanted = messages(p, mesh)
+            sent = Counter((frozenset(c.groups), c.operand_bytes) for c in own)
+            # Pieces of less than a value each: the compiler sends none that are only padding.
+            padding = wanted - sent if values(p) < math.prod(p.grid) * len(p.grid) else Counter()
+            if own and wanted - padding == sent and all(c.trip_count == p.count for c in own):
+                planned.remove(p)
+                words = f"by {p.algorithm}, " + ("without padding" if padding else "as planned")
+                for i, c in enumerate(own):
+                    compiled.remove(c)
+                    findings.append(Finding(None if i else p, c, words, True))
+
+    take_permutes()
     take(known(exact), "", True)
     take(exact, "", True)
     take_folded()
@@ -209,6 +231,24 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
         )
         findings.append(Finding(None, c, verdict, realigns))
     return findings
+
+
+def messages(p: Planned, mesh: Mesh) -> Counter[tuple[frozenset[tuple[int, ...]], int]]:
+    """What an algorithm sends in one run of a collective: (source, target) pairs of devices, and
+    bytes of each, with how often."""
+    before = math.prod(mesh.sizes[: mesh.index(p.axis)])
+    devices = np.arange(mesh.size).reshape(before, *p.grid, -1)
+    found: Counter[tuple[frozenset[tuple[int, ...]], int]] = Counter()
+    for sent in formula(p.kind, p.algorithm).rounds(values(p), p.itemsize, p.grid):
+        for m in sent:
+            targets = np.roll(devices, -m.by, axis=1 + m.ring).ravel().tolist()
+            found[frozenset(zip(devices.ravel().tolist(), targets, strict=True)), m.bytes] += 1
+    return found
+
+
+def values(p: Planned) -> int:
+    """Values of a collective that a device holds, before or after, whichever are more."""
+    return max(p.bytes, p.result_bytes) // p.itemsize
 
 
 def sums_along(p: Planned, axis: str, c: Compiled) -> bool:

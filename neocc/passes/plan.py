@@ -41,7 +41,7 @@ class Collective:
     bytes: what one device puts in; result_bytes: what it gets out; count: times a step runs it;
     seconds: of one run; copying: those of them in which the device itself copies, along its lanes;
     hideable: the others can run behind the compute of its region. algorithm: what runs it, on a
-    grid of ``grid`` devices; standard: seconds of one run by XLA's own.
+    grid of ``grid`` devices; standard: seconds of one run by XLA's own; itemsize: bytes of a value.
     """
 
     id: int
@@ -60,6 +60,7 @@ class Collective:
     algorithm: str = STANDARD
     grid: tuple[int, ...] = ()
     standard: float = 0.0
+    itemsize: int = 1
 
     @property
     def behind(self) -> float:
@@ -352,6 +353,7 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
                     region=body.name,
                     algorithm=way.algorithm,
                     grid=op.attrs.get("grid", ()),
+                    itemsize=op.result.type.itemsize,
                     standard=way.standard + copying,
                 )
             )
