@@ -23,6 +23,7 @@ Beside the standard ones, which XLA brings and ``collectives.py`` prices. What r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -95,7 +96,7 @@ class Formula:
         if link.size == 1:
             return 0.0
         grid = self.grid(link)
-        items = -(-int(full_bytes) // itemsize)
+        items = ceil_div(int(full_bytes), itemsize)
         sizes = tuple(ring.size for ring in grid)
         shared = len(rings_of(link)) < len(grid)  # pieces of one ring
         rounds = self.rounds(items, itemsize, sizes)
@@ -135,18 +136,11 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
-
-
 def scatter_rounds(piece: int, itemsize: int, sizes: Sizes, parts: int, ways: int) -> list[Round]:
     """A reduce-scatter that leaves ``piece`` elements on each device."""
     share = ceil_div(piece, parts) * itemsize
     found: list[Round] = []
-    left = [product(sizes)] * parts
+    left = [math.prod(sizes)] * parts
     for phase in range(len(sizes)):
         alike = []
         for part, order in enumerate(orders(len(sizes), parts)):
@@ -155,11 +149,6 @@ def scatter_rounds(piece: int, itemsize: int, sizes: Sizes, parts: int, ways: in
             alike.append(_along(ring, sizes[ring], ways, share * left[part]))
         found += _together(alike)
     return found
-
-
-def gather_rounds(piece: int, itemsize: int, sizes: Sizes, parts: int, ways: int) -> list[Round]:
-    """An all-gather of ``piece`` elements of each device: a scatter backwards."""
-    return scatter_rounds(piece, itemsize, sizes, parts, ways)[::-1]
 
 
 def exchange_rounds(ring: int, size: int, bytes: int) -> list[Round]:
@@ -177,26 +166,23 @@ def packed_bytes(items: int) -> int:
     return ceil_div(items, block) * (block + SCALE)
 
 
-def _gather(ways: int, torus: bool = False) -> Rounds:
-    def rounds(items: int, itemsize: int, sizes: Sizes) -> tuple[Round, ...]:
-        piece = ceil_div(items, product(sizes))
-        return tuple(gather_rounds(piece, itemsize, sizes, len(sizes) if torus else 1, ways))
-
-    return rounds
-
-
 def _scatter(ways: int, torus: bool = False) -> Rounds:
     def rounds(items: int, itemsize: int, sizes: Sizes) -> tuple[Round, ...]:
-        piece = ceil_div(items, product(sizes))
+        piece = ceil_div(items, math.prod(sizes))
         return tuple(scatter_rounds(piece, itemsize, sizes, len(sizes) if torus else 1, ways))
 
     return rounds
 
 
+def _gather(ways: int, torus: bool = False) -> Rounds:
+    scatter = _scatter(ways, torus)
+    return lambda items, itemsize, sizes: scatter(items, itemsize, sizes)[::-1]
+
+
 def _reduce(ways: int, torus: bool = False) -> Rounds:
     def rounds(items: int, itemsize: int, sizes: Sizes) -> tuple[Round, ...]:
         parts = len(sizes) if torus else 1
-        piece = parts * ceil_div(items, product(sizes) * parts)  # padded to whole pieces
+        piece = parts * ceil_div(items, math.prod(sizes) * parts)  # padded to whole pieces
         there = scatter_rounds(piece, itemsize, sizes, parts, ways)
         return (*there, *there[::-1])
 
@@ -215,15 +201,14 @@ def _quantised_gather(items: int, itemsize: int, sizes: Sizes) -> tuple[Round, .
     return tuple(_along(0, n, 2, packed_bytes(ceil_div(items, n))))
 
 
-def _quantised_reduce(items: int, itemsize: int, sizes: Sizes) -> tuple[Round, ...]:
-    (n,) = sizes
-    packed = packed_bytes(ceil_div(items, n))
-    return (*exchange_rounds(0, n, packed), *_along(0, n, 2, packed))
-
-
 def _quantised_scatter(items: int, itemsize: int, sizes: Sizes) -> tuple[Round, ...]:
     (n,) = sizes
     return tuple(exchange_rounds(0, n, packed_bytes(ceil_div(items, n))))
+
+
+def _quantised_reduce(items: int, itemsize: int, sizes: Sizes) -> tuple[Round, ...]:
+    there = _quantised_scatter(items, itemsize, sizes)
+    return (*there, *_quantised_gather(items, itemsize, sizes))
 
 
 ONE, TWO, SOME, ANY = (1, 1), (2, 2), (2, 3), (2, 8)
