@@ -100,12 +100,13 @@ class Model:
     def reached(self, solver: highspy.Highs) -> bool:
         """Whether the columns that a solver returns, if any, cost what it says."""
         columns = np.array(solver.getSolution().col_value)
-        if not len(columns):
-            return True
-        cost = float(np.array(self.cost) @ columns)
-        return math.isclose(
-            cost, solver.getInfo().objective_function_value, rel_tol=1e-7, abs_tol=1e-3
+        said = solver.getInfo().objective_function_value
+        return not len(columns) or math.isclose(
+            self.cost_of(columns), said, rel_tol=1e-7, abs_tol=1e-3
         )
+
+    def cost_of(self, columns: np.ndarray) -> float:
+        return float(np.array(self.cost) @ columns)
 
 
 @dataclass(eq=False)

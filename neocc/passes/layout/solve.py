@@ -115,6 +115,7 @@ def solve(
     bound = proved = value(relaxation, price is None)
     short = bool(limits) and price is None
     slack = (LIKELY if short or not prove else FIRST) * abs(bound) + MARGIN
+    found: Found | None = None
     if math.isfinite(below):
         slack = below * MICRO - bound
     while True:
@@ -132,6 +133,10 @@ def solve(
                 raise
             slack *= 10  # what is left has no assignment at all
             continue
+        except NeoccError:  # none was found in time
+            if found is None:
+                raise
+            return solution(problem, found, price, min(proved, found.cost), every, clock)
         proved = max(proved, min(found.bound, bound + slack))
         done = found.cost <= bound + slack or slack >= room
         if done or clock.left <= 0 or not prove:
@@ -218,28 +223,36 @@ def solve_kept(
             chosen = formulation.columns_of(picked)
             solver.setSolution(len(chosen), chosen, np.ones(len(chosen)))
         solver.run()
+        bound = solver.getInfo().mip_dual_bound
         if picked is not None and not formulation.model.reached(solver):
-            # Presolve of HiGHS 1.16 may map a start onto a better point and then return the start.
-            solver = formulation.model.highs(clock.least)
-            solver.run()
+            # Presolve of HiGHS 1.16 may map a start onto a better point and then return the start,
+            # which is what there is where nothing else is found in time.
+            again = formulation.model.highs(clock.least)
+            again.run()
+            bound = max(bound, again.getInfo().mip_dual_bound)
+            solver = again if has_solution(again) else solver
         status = solver.getModelStatus()
-        info = solver.getInfo()
         if status == highspy.HighsModelStatus.kInfeasible:
             raise Infeasible("no layout fits the memory of a device")
-        columns = np.array(solver.getSolution().col_value)
-        if not len(columns) or info.primal_solution_status != 2:
+        if not has_solution(solver):
             raise NeoccError(
                 f"the solver found no layout within {clock.limit:.0f} s "
                 f"(status: {solver.modelStatusToString(status)}); raise the time limit"
             )
+        columns = np.array(solver.getSolution().col_value)
         picked = formulation.picked(columns)
         # Whole choices nearly always have whole trees; a flow with none gets 0/1 columns.
         split = formulation.split(columns) - whole
         if not split:
-            cost, bound = info.objective_function_value, info.mip_dual_bound
-            nodes = max(0, info.mip_node_count)
-            return Found(formulation, columns, picked, cost, bound, nodes)
+            cost = formulation.model.cost_of(columns)
+            nodes = max(0, solver.getInfo().mip_node_count)
+            return Found(formulation, columns, picked, cost, min(bound, cost), nodes)
         whole |= split
+
+
+def has_solution(solver: highspy.Highs) -> bool:
+    feasible = highspy.SolutionStatus.kSolutionStatusFeasible
+    return solver.getInfo().primal_solution_status == int(feasible)
 
 
 def solution(

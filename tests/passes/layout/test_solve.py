@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from neocc.cost.hardware import chip
 from neocc.cost.model import CostModel
 from neocc.ir.builder import Graph, repeat
+from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 from neocc.ir.text import parse_program
 from neocc.ir.types import Dim
 from neocc.passes.layout.objective import TIE, ugliness
 from neocc.passes.layout.problem import Problem, Rules, build
-from neocc.passes.layout.solve import Solution, solve
+from neocc.passes.layout.solve import Solution, solve, solve_kept
 from neocc.passes.partition import apply
 from neocc.passes.plan import list_collectives, timeline
 from neocc.passes.simplify import simplify
@@ -141,6 +142,26 @@ def test_the_objective_is_that_of_the_assignment_though_the_solver_was_given_a_s
     """HiGHS 1.16 maps this start onto a better one, says what that costs and returns the start."""
     mesh = Mesh.parse("3")
     assert_predicted(problem_of(parse_program(COPIED), mesh), mesh)
+
+
+def test_where_the_last_program_finds_nothing_in_time_the_one_before_answers_with_its_gap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = problem_of(made.trained(), Mesh.parse("4"))
+    best = solve(problem)
+    programs = []
+
+    def late(*args):
+        programs.append(args)
+        if len(programs) > 1:
+            raise NeoccError("the solver found no layout within 60 s")
+        return solve_kept(*args)
+
+    monkeypatch.setattr("neocc.passes.layout.solve.solve_kept", late)
+    found = solve(problem)
+    assert len(programs) == 2
+    assert found.bound <= best.bound < best.objective * (1 + 1e-9) < found.objective
+    assert found.gap > 0
 
 
 def test_what_hides_is_decided_by_the_value_and_not_by_a_copy_on_its_way() -> None:
