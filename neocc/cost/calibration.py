@@ -7,13 +7,13 @@ A file gives values for fields of a chip's row in hardware.json, by their paths
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from neocc.cost.hardware import Calibration, Chip, HardwareError, chip_of_row, table_row
+from neocc.ir.json_object import read_object
 
 SCHEMA = 1
 FITTED = ("efficiency", "latency", "overhead")  # how the fields that a file may set end
@@ -69,7 +69,7 @@ def read_row(path: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         HardwareError: the file cannot be read, or is no such row.
     """
-    row = load(path)
+    row = read_object(path, HardwareError)
     name = str(row.get("name", path.stem))
     chip_of_row(name, row)
     return name, row
@@ -82,7 +82,7 @@ def chip_of_file(path: Path) -> Chip:
         HardwareError: the file cannot be read, has another schema, sets a field that is no fitted
             one or to a value out of range, or was fitted to a row that has changed since.
     """
-    document = load(path)
+    document = read_object(path, HardwareError)
     if document.get("schema") != SCHEMA:
         raise HardwareError(
             f"{path} is no hardware file of schema {SCHEMA}: write one with neocc calibrate"
@@ -126,15 +126,3 @@ def check_field(path: Path, row: Mapping[str, Any], key: str, value: Any) -> Non
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not low <= value <= top:
         raise HardwareError(f"{path} sets {key} to {value!r}, which is out of range")
-
-
-def load(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise HardwareError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise HardwareError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise HardwareError(f"{path} holds no JSON object")
-    return found

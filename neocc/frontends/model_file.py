@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import difflib
 import importlib.util
-import json
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from typing import Any
 import neocc
 from neocc.frontends import gptneo
 from neocc.ir.errors import Loc, NeoccError
+from neocc.ir.json_object import read_object
 from neocc.ir.program import Program
 
 # GPT-Neo's dims, where this project's models call them otherwise.
@@ -179,12 +179,7 @@ def run(path: Path) -> ModuleType:
 def from_gptneo(path: Path, module: ModuleType, config: Path) -> Model:
     if not callable(getattr(module, "config_from_gptneo", None)):
         raise NeoccError(f"{path} defines no config_from_gptneo(dict), which --config needs")
-    try:
-        data = json.loads(config.read_text("utf-8"))
-    except OSError as error:
-        raise NeoccError(f"cannot read {config}: {error.strerror}") from None
-    except ValueError as error:
-        raise NeoccError(f"{config} is not JSON: {error}") from None
+    data = read_object(config)
     try:
         said = gptneo.read(data)
         with blamed_on(path):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from neocc.ir.errors import NeoccError
+from neocc.ir.json_object import read_object
 from neocc.ir.types import DTYPES, TensorType
 from neocc.runtime.safetensors import (
     CheckpointError,
@@ -199,13 +200,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not is_checkpoint(path):
         raise CheckpointError(f"{path} is no checkpoint of neocc: it has no {MANIFEST}")
+    data = read_object(path / MANIFEST, CheckpointError)
     try:
-        data = json.loads((path / MANIFEST).read_text("utf-8"))
         check(data, schema("checkpoint"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path / MANIFEST}: {error.strerror}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path / MANIFEST} is not JSON: {error}") from None
     except NeoccError as error:
         raise CheckpointError(f"{path / MANIFEST}: {error}") from None
     said: dict[str, Any] = data["tensors"]

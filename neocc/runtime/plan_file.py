@@ -22,6 +22,7 @@ from neocc.cost.choice import AUTO, STANDARD_ONLY, Collectives
 from neocc.cost.hardware import Chip
 from neocc.cost.topology import Part, Topology
 from neocc.ir.errors import NeoccError
+from neocc.ir.json_object import read_object
 from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.program import Op, Program, Region
 from neocc.ir.text import print_program
@@ -215,15 +216,8 @@ def read(path: Path) -> PlanFile:
     Raises:
         NeoccError: it is not there, not JSON, no plan, of another schema, or not of its form.
     """
-    try:
-        data = json.loads(path.read_text("utf-8"), object_pairs_hook=each_once)
-    except OSError as error:
-        raise NeoccError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise NeoccError(f"{path} is not a text file") from None
-    except ValueError as error:
-        raise NeoccError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict) or data.get("kind") != KIND:
+    data = read_object(path)
+    if data.get("kind") != KIND:
         raise NeoccError(f"{path} is no plan: its 'kind' is not {KIND!r}; --emit plan writes one")
     if data.get("schema") != SCHEMA:
         raise NeoccError(
@@ -235,16 +229,6 @@ def read(path: Path) -> PlanFile:
         return parsed(path, data)
     except NeoccError as error:
         raise NeoccError(f"{path}: {error.message}") from None
-
-
-def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; one that says a thing twice says nothing."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is there twice in one object")
-    return found
 
 
 def parsed(path: Path, data: Mapping[str, Any]) -> PlanFile:

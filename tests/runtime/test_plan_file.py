@@ -375,7 +375,7 @@ def test_figures_that_are_no_longer_so_are_noted(
     ("text", "said"),
     [
         ("{", "not JSON"),
-        ("[]", "is no plan"),
+        ("[]", "holds no JSON object"),
         ('{"kind": "neocc plan", "kind": "neocc plan"}', "'kind' is there twice"),
         ('{"kind": "something"}', "is no plan"),
         ('{"kind": "neocc plan", "schema": 1}', "has no 'neocc'"),

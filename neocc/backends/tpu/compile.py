@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
+from neocc.backends import base
 from neocc.backends.base import BackendError, Options, Place, in_mesh_order, started
 from neocc.cost.hardware import chip as chip_named
 from neocc.cost.hardware import device_chip
@@ -161,10 +162,9 @@ def compile_lowered(lowered: jax.stages.Lowered, options: Options) -> jax.stages
     _require_libtpu()
     prepare_environment()
     try:
-        return lowered.compile(compiler_options=dict(options))
-    except jax.errors.JaxRuntimeError as error:
-        message = str(error)
-        if "RESOURCE_EXHAUSTED" in message:
+        return base.compile_lowered(lowered, options)
+    except BackendError as error:
+        if "RESOURCE_EXHAUSTED" in (message := str(error)):
             # libtpu calls the whole sum, arguments and outputs included, "HLO temporaries".
             found = re.search(r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message)
             figures = f"needs {found[1]} of {found[2]} HBM a device" if found else message
@@ -172,7 +172,7 @@ def compile_lowered(lowered: jax.stages.Lowered, options: Options) -> jax.stages
                 f"the program does not fit: {figures}. Use more devices, a smaller batch, or"
                 " recompute more"
             ) from error
-        raise TpuCompileError(f"the TPU compiler rejects the program: {message}") from error
+        raise TpuCompileError(message) from error
 
 
 def _require_libtpu() -> None:

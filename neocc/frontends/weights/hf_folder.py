@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neocc.frontends.huggingface import PREFIX
+from neocc.ir.json_object import read_object
 from neocc.runtime import (
     CheckpointError,
     Planned,
@@ -45,9 +46,9 @@ def open_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
         CheckpointError: a file is missing, not whole, or not what it should be; by the tensor's
             name where there is one.
     """
-    config = parsed(folder / CONFIG)
+    config = read_object(folder / CONFIG, CheckpointError)
     if (folder / INDEX).is_file():
-        files = parsed(folder / INDEX).get("weight_map")
+        files = read_object(folder / INDEX, CheckpointError).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
             raise CheckpointError(f"{folder / INDEX} has no weight_map of tensors to files")
         tensors = gather_tensors(folder, files)
@@ -83,18 +84,6 @@ def same(a: Stored, b: Stored) -> bool:
     return (a.dtype, a.shape) == (b.dtype, b.shape) and all(
         x.tobytes() == y.tobytes() for x, y in zip(a.chunks(), b.chunks(), strict=True)
     )
-
-
-def parsed(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is no JSON object")
-    return data
 
 
 def write_folder(
