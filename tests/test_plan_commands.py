@@ -104,6 +104,31 @@ def test_a_given_plan_claims_no_optimum_and_shows_its_distance_from_it(plan: Pat
     assert report["best"]["verdict"] == "proved optimal"
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--collectives", "best"], "collectives 'best'; one of auto, standard"),
+        (["--collective", "all_gather"], "write KIND=ALGORITHM: all_gather=ring2"),
+        (["--collective", "all_reduce=torus"], "no axis of mesh x:2,y:2 is one"),
+    ],
+)
+def test_collectives_that_cannot_run_are_refused(options: list[str], said: str):
+    message = refused("compile", GPT, "--preset", "tiny", "--mesh", "2x2", *options)
+    assert said in message.replace("\n", " ")
+
+
+def test_what_runs_collectives_is_told_with_what_the_standard_ones_would_cost(plan: Path):
+    made = neocc("compile", GPT, "--preset", "tiny", "--mesh", "2x4", "--no-compare", "--layout",
+                 "batch:x,mlp:y", "--collective", "all-reduce=ring2", "--json")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    found = json.loads(made.stdout)["plan"]["collectives"]
+    sums = [c for c in found if c["kind"] == "all_reduce"]
+    assert sums and {c["algorithm"] for c in sums} == {"ring2"}
+    assert all(c["seconds"] > c["standard_seconds"] > 0 for c in sums)
+    twice = refused("compile", "--plan", str(plan), "--collectives", "auto")
+    assert "collectives: leave them out" in twice.replace("\n", " ")
+
+
 def test_a_changed_plan_is_costed_as_it_says(plan: Path):
     path = changed(plan, stored={"h0.mlp.fc": "embd:x"})
     report = json.loads(neocc("compile", "--plan", path, "--no-compare", "--json").stdout)

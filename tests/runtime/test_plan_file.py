@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import neocc
 from models import gpt
+from neocc.cost.choice import Collectives
 from neocc.cost.hardware import HardwareError, chip
 from neocc.cost.mappings import mappings
 from neocc.ir.errors import LayoutError, NeoccError
@@ -113,6 +114,65 @@ def test_a_mapping_that_is_not_the_default_is_kept(tmp_path: Path):
     mesh = Mesh.parse("2x4x2")
     plan = make_plan(program, mesh, chip("v5p"), topology=other)
     assert again(tmp_path, document(plan), program).plan.topology == other
+
+
+FORCED = Collectives.asked("standard", ["all_gather=ring2", "all_reduce=torus"])
+
+
+def by_algorithms(data: dict[str, Any], move: str) -> tuple[dict[str, str], str]:
+    """A value's algorithms by move, and the one whose name starts with the move's."""
+    return next(
+        (chosen, text)
+        for region in data["regions"]
+        for chosen in region.get("algorithms", {}).values()
+        for text in chosen
+        if re.search(move, text)
+    )
+
+
+def test_what_runs_each_move_is_kept(tmp_path: Path, program: Program):
+    layout = "batch:x,heads:y,mlp:y,vocab:y"
+    plan = make_plan(program, MESH, V5E, layout, collectives=FORCED)
+    data = document(plan)
+    assert data["collectives"] == {"choose": "standard", "forced": dict(FORCED.forced)}
+    ran = {(c.kind, c.axis, c.algorithm) for c in plan.collectives}
+    assert {("all_reduce", "x", "standard"), ("all_reduce", "y", "torus")} <= ran
+    assert "ring2" in {c.algorithm for c in plan.collectives if c.kind == "all_gather"}
+    back = again(tmp_path, data, program).plan
+    assert back.collectives == plan.collectives and document(back) == data
+    # One that is taken out of the file is run by XLA's own again, whatever was asked for then.
+    for region in data["regions"]:
+        region.pop("algorithms", None)
+    assert {c.algorithm for c in again(tmp_path, data, program).plan.collectives} == {"standard"}
+
+
+@pytest.mark.parametrize(
+    ("move", "name", "said"),
+    [
+        (r"\+sum:y", "ring3", "no algorithm 'ring3' runs all_reduce; one of ring,"),
+        (r"\+sum:y", "shifts", "no algorithm 'shifts' runs all_reduce"),
+        (r"\+sum:x", "torus", "torus cannot run on the 2 devices of x"),
+    ],
+)
+def test_an_algorithm_that_cannot_run_a_move_is_refused(
+    tmp_path: Path, program: Program, move: str, name: str, said: str
+):
+    all_rings = Collectives.asked("standard", ["all_reduce=ring"])
+    data = document(make_plan(program, MESH, V5E, "batch:x,heads:y,mlp:y", collectives=all_rings))
+    chosen, text = by_algorithms(data, move)
+    chosen[text] = name
+    with pytest.raises(NeoccError, match=said):
+        again(tmp_path, data, program)
+
+
+def test_an_algorithm_of_a_move_that_a_plan_does_not_make_is_refused(
+    tmp_path: Path, data: dict[str, Any], program: Program
+):
+    region = data["regions"][0]
+    value = next(iter(region["moves"]))
+    region["algorithms"] = {value: {"batch:y -> ": "ring"}}
+    with pytest.raises(NeoccError, match=r"the plan has no move 'batch:y -> .*' of it"):
+        again(tmp_path, data, program)
 
 
 def test_lines_may_move(tmp_path: Path, data: dict[str, Any], program: Program):
