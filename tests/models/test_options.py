@@ -20,14 +20,14 @@ from neocc.nn import Experts, Masking, Routing
 from neocc.passes.autodiff import differentiate
 from neocc.passes.microbatch import split_batch
 from neocc.passes.pad import pad_inputs, unpad_outputs
-from neocc.passes.partition import apply, simulate, verify_partitioned
+from neocc.passes.partition import simulate
 from neocc.passes.plan import make_plan
 from neocc.passes.simplify import simplify
 from tests.models import plain_gpt
+from tests.models.partitioned import assert_partitioned_equals_whole
 from tests.models.values import batch, parameters
 from tests.models.values import start as start_pushed
 from tests.numpy_executor import run_numpy
-from tests.random_assignments import random_assignment, seeded
 from tests.random_programs import assert_close
 
 TINY = replace(PRESETS["tiny"], vocab=24, embd=16, heads=4, seq=8, batch=4, scale_scores=False)
@@ -143,15 +143,7 @@ def test_partitioned_equals_unpartitioned(x64: None, option: str) -> None:
     """A whole step of training, in two layouts that nobody would choose."""
     c = replace(config(option), lr=0.01, warmup=0)
     program = simplify(gpt.train_step(c))
-    values = start(c) | batch(c)
-    values = {i.name: values[i.name] for i in program.inputs}
-    expected = run_numpy(program, values)
-    for seed in (1, 2):
-        partitioned = apply(program, MESH, random_assignment(program, MESH, seeded(seed)))
-        verify_partitioned(partitioned, program)
-        got = simulate(partitioned, values)
-        for n, x in expected.items():
-            np.testing.assert_allclose(got[n], x, rtol=1e-7, atol=1e-9, err_msg=f"{n} {seed}")
+    assert_partitioned_equals_whole(program, start(c) | batch(c), MESH)
 
 
 @pytest.mark.slow
