@@ -27,6 +27,7 @@ from neocc.passes.layout.rules import given_layout
 from neocc.passes.layout.solve import MARGIN, Solution, solve
 from neocc.passes.layout.within import TOLERANCE, bound_within, seems_to_fit, solve_within
 from neocc.passes.plan import SEARCH, USABLE, Plan, Ready, costed, prepare
+from neocc.passes.rivals import no_slower
 
 MOST_PARTS = 64  # parts of a batch that are tried
 SLOWER = "no layout is faster than the best plan"
@@ -165,6 +166,7 @@ def search(
     plan, problems = best
     if plan.fits and plan.solution.gap > TOLERANCE:
         plan = min(plan, problems.solve_on(plan, seconds), key=rank)
+        plan = no_slower(plan, [n for n in microbatches if n <= plan.ready.microbatches])
     return Searched(plan, tuple(tried))
 
 

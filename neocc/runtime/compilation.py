@@ -16,12 +16,12 @@ from neocc.ir.program import Program
 from neocc.lower.audit import Audit
 from neocc.passes.layout.rules import Expert, experts
 from neocc.passes.plan import USABLE, Plan, make_plan
+from neocc.passes.rivals import expert_plan, no_slower
 from neocc.passes.search import Searched, meshes_of, parts_of, search
 from neocc.passes.simplify import simplify
 from neocc.runtime.plan_check import plan_of
 from neocc.runtime.plan_file import ModelSource, PlanFile
 
-HOPELESS = 2.0  # a rival whose fastest layout needs this many times the memory is not tried again
 NEAR = 1.15  # a remedy whose fastest layout needs no more than this is sought a layout that fits
 HALVINGS = 6  # batches that are tried when a plan does not fit
 T = TypeVar("T")
@@ -181,17 +181,20 @@ def compile_model(
     elif isinstance(mesh, Mesh) and microbatches is not None:
         plan = clock.time(
             "plan",
-            lambda: make_plan(
-                program,
-                mesh,
-                target,
-                layout,
-                None,
-                memory,
-                None,
-                microbatches,
-                offload,
-                collectives=collectives,
+            lambda: no_slower(
+                make_plan(
+                    program,
+                    mesh,
+                    target,
+                    layout,
+                    None,
+                    memory,
+                    None,
+                    microbatches,
+                    offload,
+                    collectives=collectives,
+                ),
+                [microbatches],
             ),
         )
     else:
@@ -215,7 +218,7 @@ def compile_model(
         plan = searched.best
     rivals: tuple[Compared, ...] = ()
     if compare:
-        rivals = clock.time("compare", lambda: tuple(compare_experts(program, plan)))
+        rivals = clock.time("compare", lambda: tuple(compare_experts(plan)))
     remedies: tuple[Remedy, ...] = ()
     if not plan.fits and given is None:
         count = plan.ready.microbatches
@@ -275,19 +278,19 @@ def rival_plan(plan: Plan, name: str) -> Plan:
     if not name or not chosen:
         names = ", ".join(repr(e.name) for e in known)
         raise NeoccError(f"{name!r} is no file, and no one to compare with: neocc, {names}")
-    found = min((expert_plan(plan.ready.source, plan, e) for e in chosen), key=rank)
+    found = min((compared(plan, e) for e in chosen), key=rank)
     if found.plan is None:
         raise NeoccError(f"{found.name} has no plan here: {found.reason}")
     return found.plan
 
 
-def compare_experts(program: Program, plan: Plan) -> Iterator[Compared]:
+def compare_experts(plan: Plan) -> Iterator[Compared]:
     """Each expert's plan on the same mesh; where one has several, one per mesh axis, the best."""
     if plan.mesh.size == 1:
         return
     found: dict[str, list[Compared]] = {}
-    for e in experts(plan.mesh, program.dims):
-        found.setdefault(e.name.split(" on ")[0], []).append(expert_plan(program, plan, e))
+    for e in experts(plan.mesh, plan.ready.source.dims):
+        found.setdefault(e.name.split(" on ")[0], []).append(compared(plan, e))
     for plans in found.values():
         yield min(plans, key=rank)
 
@@ -297,33 +300,10 @@ def rank(c: Compared) -> tuple[bool, float]:
     return (not c.fits, c.plan.timeline.step if c.plan else math.inf)
 
 
-def expert_plan(program: Program, plan: Plan, expert: Expert) -> Compared:
-    """The fastest plan that an expert's rules allow, with the whole batch at once or in as many
-    parts as the plan has; where that does not fit, and is not hopeless, the fastest that does."""
-    limit, parts = plan.memory_limit, plan.ready.microbatches
-
-    def planned(memory: float, count: int) -> Plan:
-        rules, wires = expert.rules, plan.topology
-        made = make_plan(
-            program,
-            plan.mesh,
-            plan.chip,
-            "",
-            rules,
-            memory,
-            wires,
-            count,
-            collectives=plan.ready.cost.collectives,
-        )
-        return replace(made, memory_limit=limit)
-
+def compared(plan: Plan, expert: Expert) -> Compared:
+    """An expert's plan with the whole batch at once or in as many parts as the plan has."""
     try:
-        found = planned(math.inf, 1)
-        if parts > 1 and not found.fits:
-            found = planned(math.inf, parts)
-        # Its layouts are some of those that the plan was chosen from: if none of all fits, none.
-        if plan.fits and not found.fits and found.memory.peak <= HOPELESS * limit:
-            found = planned(limit, parts)
+        found = expert_plan(plan, expert, sorted({1, plan.ready.microbatches}))
     except NeoccError as error:
         return Compared(expert.name, None, False, error.message)
     return Compared(expert.name, found, found.fits)
