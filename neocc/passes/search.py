@@ -313,9 +313,13 @@ class Problems:
         return Tried(self.mesh, count, bound, plan), solution is not fastest
 
     def solve_on(self, plan: Plan, seconds: float) -> Plan:
-        """The best plan on the mapping of one; its bound is of all mappings still."""
+        """The best plan on the mapping of one, which it is itself where time does not do to find
+        one; its bound is of all mappings still."""
         problem = self.problem(plan.ready)
-        solution, memory = solve_within(problem, plan.memory_limit, seconds)
+        try:
+            solution, memory = solve_within(problem, plan.memory_limit, seconds)
+        except NeoccError:
+            return plan
         solution = replace(solution, bound=min(solution.bound, plan.solution.bound))
         return costed(plan.ready, problem, solution, memory, plan.memory_limit)
 

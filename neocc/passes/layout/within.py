@@ -128,7 +128,8 @@ def solve_within(
             break
     # Memory with a price is no limit: there is always an assignment, if not the best.
     best = best or first_to_fit(problem, rows, price)
-    if best is None:
+    best = best or holds_little(problem, rows, LITTLE * fastest.objective)
+    if best[1].peak > available:
         raise NeoccError(
             "no layout was found that fits the memory of a device, and none was proved not to be"
         )

@@ -153,3 +153,15 @@ def test_short_memory_has_the_optimum_of_the_whole_program(
         assert found.bound <= whole.objective * (1 + 1e-9)
     else:
         assert whole.objective > PATIENCE * solve(problem).objective
+
+
+@pytest.mark.parametrize("share", [0.9, 0.8, 0.7])
+def test_no_time_still_finds_what_fits(share: float) -> None:
+    """Prices of memory end at what is so dear that whatever fits is taken; its bound holds."""
+    problem = problem_of(made.kept_or_not(), Mesh.parse("4"))
+    available = share * peak(problem, solve(problem))[0].peak
+    best, held = solve_within(problem, available, 60.0)
+    assert held.peak <= available
+    found, memory = solve_within(problem, available, 0.0)
+    assert memory.peak <= available
+    assert found.bound <= best.objective * (1 + 1e-9) <= found.objective * (1 + 2e-9)
