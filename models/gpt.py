@@ -24,21 +24,23 @@ from neocc.ir.builder import (
     repeat,
     scan,
     select,
-    update,
 )
 from neocc.ir.errors import NeoccError
 from neocc.ir.program import Program
 from neocc.ir.types import Dim
 from neocc.nn import (
     Cached,
+    Draw,
     Experts,
     Masking,
     Place,
     Weight,
     activate,
+    cache_inputs,
     cached_attention,
     check_experts,
     cross_entropy,
+    draws_by_position,
     dropout,
     entmax_loss,
     layer_norm,
@@ -49,7 +51,9 @@ from neocc.nn import (
     mixture,
     rotary,
     scale_norm,
+    stored,
     unfused_attention,
+    unrouted,
 )
 from neocc.optim import Adafactor, Adam, clip_scale, global_norm, learning_rate
 from neocc.passes.autodiff import gradients
@@ -322,13 +326,22 @@ def feed_forward(c: Config, x: Tensor, w: Parameters) -> Tensor:
     return einsum(h, w["proj"], "batch seq embd") + w["proj_b"]
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """How a layer runs where a text is continued or scored: what it puts into the ``cached`` keys
+    and values, if there are any; ``draw``: for experts that are chosen at random."""
+
+    cached: Cached | None
+    draw: Draw | None
+
+
 def layer(
     c: Config,
     kind: str,
     x: Tensor,
     w: Parameters,
     seed: Tensor | None,
-    cached: Cached | None = None,
+    sampled: Sampled | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """One pre-norm block, and the loss[batch] of its experts if it has them. Weights are cast
     inside it, so that they travel as ``dtype``."""
@@ -351,6 +364,7 @@ def layer(
         h = feed_forward(c, x, part(w, "macaron."))
         x = x + 0.5 * dropout(h, c.res_dropout, seed, MACARON_SALT)
     if kind != "none":
+        cached = None if sampled is None else sampled.cached
         a = attention(c, kind, norm(x, "ln1"), part(w, "attn."), seed, cached)
         x = x + gained(dropout(a, c.res_dropout, seed, RES_SALT), "rezero1")
     elif c.double_at_none:
@@ -359,7 +373,10 @@ def layer(
     if "moe.gate" in w:
         assert c.experts is not None
         up, down = (w[f"moe.{n}"].cast(c.dtype) for n in ("up", "down"))
-        h, loss = mixture(h, w["moe.gate"], up, down, c.experts, seed)
+        if sampled is None:
+            h, loss = mixture(h, w["moe.gate"], up, down, c.experts, seed)
+        else:
+            h = unrouted(h, w["moe.gate"], up, down, c.experts, sampled.draw)
     else:
         h = feed_forward(c, h, part(w, "mlp."))
     h = dropout(h, c.res_dropout, seed, MLP_SALT)
@@ -411,11 +428,7 @@ def model(
             for i, kind in enumerate(types):
                 number = first + i
                 own = None if seed is None else seed + (slices["period"] * len(types) + number)
-                mine = slices
-                if c.share:  # those of both kinds have weights
-                    other = "mlp." if number in c.moe_layers else "moe."
-                    mine = {n: t for n, t in w.items() if not n.startswith(f"h.{other}")}
-                mine = part(mine, "h." if c.share else f"h{number}.")
+                mine = own_weights(c, w, slices, number)
                 after["x"], loss = layer(c, kind, after["x"], mine, own)
                 if loss is not None:
                     after["balance"] = after["balance"] + loss
@@ -428,6 +441,14 @@ def model(
         carried = carry if mixed else {"x": carry["x"]}
         carry |= repeat(layers, period, carried, stacked, c.recompute)
     return logits_of(c, w, carry["x"]), carry.get("balance")
+
+
+def own_weights(c: Config, w: Parameters, slices: Parameters, number: int) -> Parameters:
+    """Those of a layer: slices of what is stacked, or what all layers share."""
+    if not c.share:
+        return part(slices, f"h{number}.")
+    other = "mlp." if number in c.moe_layers else "moe."  # those of both kinds have weights
+    return part({n: t for n, t in w.items() if not n.startswith(f"h.{other}")}, "h.")
 
 
 def logits_of(c: Config, w: Parameters, x: Tensor) -> Tensor:
@@ -507,21 +528,23 @@ def score(c: Config, given: int | None = None) -> Program:
 
 def sampling(c: Config, name: str, given: int, slots: int) -> Program:
     """The program that is given so many tokens of each sequence. Matrices are stored as ``dtype``,
-    and so is the cache; in the loop over layers it is only read, what is new is written after."""
-    if c.masking is not None or c.moe_layers:
-        # How many tokens an expert takes goes by groups of them, of which a step has one.
-        what = "with mixtures of experts" if c.moe_layers else "that finds masked tokens"
+    and so is the cache; in the loop over layers it is only read, what is new is written after. No
+    expert is ever full here (``neocc.nn.unrouted``), and what their policy draws goes by position:
+    a text is the same in any batch, and however much of it is given at a time."""
+    if c.masking is not None:
         verb = "scored" if name == "score" else "sampled"
-        raise NeoccError(f"{c.name}: a model {what} cannot be {verb}")
+        raise NeoccError(f"{c.name}: a model that finds masked tokens cannot be {verb}")
     if given > slots or (slots > c.seq and c.positions != "rotary"):
         raise NeoccError(f"{c.name}: {given} tokens in {slots} slots of a context of {c.seq}")
     g = Graph(f"{c.name}_{name}".replace("-", "_").replace(".", "_"))
     w = {}
     for n, p in weights(c).items():
         dims = [Dim("place", d.size) if n == "wpe" and d.name == "seq" else d for d in p.dims]
-        w[n] = g.parameter(n, dims, c.dtype if p.decays else c.param_dtype)
+        wide = not p.decays or n.endswith("moe.gate")
+        w[n] = g.parameter(n, dims, c.param_dtype if wide else c.dtype)
     table = position_table(c, w, "place")
-    c = replace(c, seq=given, embed_dropout=0.0, attn_dropout=0.0, res_dropout=0.0)
+    experts = c.experts.evaluation if c.moe_layers and c.experts is not None else None
+    c = replace(c, seq=given, embed_dropout=0.0, attn_dropout=0.0, res_dropout=0.0, experts=experts)
     batch, seq, heads, head_dim, *_ = c.dims()
     slot, cache, place = Dim("slot", slots), {}, None
     filled = name == "prefill" and given == slots
@@ -531,48 +554,41 @@ def sampling(c: Config, name: str, given: int, slots: int) -> Program:
     if name == "decode_step":
         place = Place(lengths, g.data("filled", ()), g.data("at", ()))
         for layers, first, types in c.stacks():
-            dims, feature = (
-                (layers, batch, slot, heads, head_dim),
-                replace(head_dim, name="feature"),
-            )
-            for key, kind in ((f"h{i}.cache.", t) for i, t in enumerate(types, first)):
-                if kind == "linear":
-                    per_head = (layers, batch, heads, feature)
-                    sums = {"s": (*per_head, head_dim), "z": per_head}
-                    cache |= {key + n: g.state(key + n, d, c.param_dtype) for n, d in sums.items()}
-                elif kind != "none":
-                    cache |= {key + n: g.state(key + n, dims, c.dtype) for n in "kv"}
+            for i, kind in enumerate(types, first):
+                own = (layers, batch, heads, head_dim)
+                key = f"h{i}.cache."
+                cache |= cache_inputs(g, key, kind, own, slot, c.dtype, c.param_dtype)
     x = gather(w["wte"], tokens, "vocab").cast(c.param_dtype)
     if table is not None:
         rows = table.slice("place", 0, seq) if place is None else place.rows(table)
         x = x + rows.cast(c.param_dtype)
     x = x.cast(c.dtype)
-    after = {}
+    seed, after = mask_seed(c, g.constant(0, "i32")) if c.moe_layers else None, {}
     for layers, first, types in c.stacks():
 
         def period(
             x: Tensor, slices: Parameters, first: int = first, types: Pattern = types
         ) -> tuple[Tensor, Parameters]:
             made = {}
-            for i, kind in enumerate(types):
-                own, key = part(slices, f"h{first + i}."), f"h{first + i}.cache."
-                cached = Cached(lengths, past=part(own, "cache."), place=place)
-                mine = part(w, "h.") if c.share else own
-                x, _ = layer(c, kind, x, mine, None, None if scored else cached)
+            for number, kind in enumerate(types, first):
+                key, draw = f"h{number}.cache.", None
+                if seed is not None:
+                    own = seed + (slices["period"] * len(types) + number)
+                    draw = draws_by_position(own, slots, seq, place)
+                cached = Cached(lengths, past=part(slices, key), place=place)
+                mine = own_weights(c, w, slices, number)
+                sampled = Sampled(None if scored else cached, draw)
+                x, _ = layer(c, kind, x, mine, None, sampled)
                 for n, t in cached.made.items():
                     whole = filled and kind != "linear"
                     made[key + n] = t.rename(memory="slot") if whole else t
             return x, made
 
         stacked = {n: t for n, t in (w | cache).items() if layers in t.dims}
+        if seed is not None:
+            stacked["period"] = iota(x, layers, "u32")
         x, made = scan(layers, period, x, stacked)
-        for n, t in made.items():
-            if not t.type.has("memory"):  # a state, or rows that fill the cache
-                after[n] = t
-            elif place is not None:
-                after[n] = update(cache[n], t.sum("memory"), place.at, slot)
-            else:
-                after[n] = t.pad("memory", 0, slot)
+        after |= {n: stored(t, cache.get(n), place, slot) for n, t in made.items()}
     if scored:
         logits = logits_of(c, w, x)
         vocab = logits.dim("vocab")

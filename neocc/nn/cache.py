@@ -8,12 +8,13 @@ are the prompts'. A slot between a prompt's end and ``filled`` holds nothing tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from neocc.ir.builder import Tensor, einsum, exp, gather, iota, select
+from neocc.ir.builder import Graph, Tensor, einsum, exp, gather, iota, random, select, update
 from neocc.ir.types import Dim
 from neocc.nn.attention import LINEAR_EPSILON
+from neocc.nn.experts import Draw
 from neocc.nn.norms import joint_softmax, softmax
 
 
@@ -122,3 +123,45 @@ def linear_step(
     p = p / ((p * z).sum("feature") + LINEAR_EPSILON)
     mixed = (p * s).sum("feature").broadcast(*q.dims)
     return mixed.cast(q.dtype), {"s": s, "z": z}
+
+
+def cache_inputs(
+    g: Graph, key: str, kind: str, dims: Sequence[Dim], slot: Dim, dtype: str, wide: str
+) -> dict[str, Tensor]:
+    """What a decode step is given of the layers with one kind of attention, by names that begin
+    with ``key``. dims: layers, batch, heads, head_dim; keys and values in ``dtype``, sums in the
+    ``wide`` one."""
+    layers, batch, heads, head_dim = dims
+    if kind == "none":
+        return {}
+    if kind == "linear":
+        z = (layers, batch, heads, Dim("feature", head_dim.size))
+        return {
+            f"{key}s": g.state(f"{key}s", (*z, head_dim), wide),
+            f"{key}z": g.state(f"{key}z", z, wide),
+        }
+    rows = (layers, batch, slot, heads, head_dim)
+    return {key + n: g.state(key + n, rows, dtype) for n in "kv"}
+
+
+def stored(new: Tensor, old: Tensor | None, place: Place | None, slot: Dim) -> Tensor:
+    """The cache with what the layers made: a state, or the rows [..., memory, ...] of a prompt, or
+    that of one token, which goes into the slot where it stands."""
+    if not new.type.has("memory"):  # a state, or rows that fill the cache
+        return new
+    if place is None:
+        return new.pad("memory", 0, slot)
+    assert old is not None
+    return update(old, new.sum("memory"), place.at, slot)
+
+
+def draws_by_position(seed: Tensor, positions: int, seq: Dim, place: Place | None) -> Draw:
+    """Numbers that a sequence's position decides, and not which sequence it is, nor whether it is
+    given among others, seq of them from the first, or alone, at its ``place``."""
+
+    def draw(dims: Sequence[Dim], salt: int) -> Tensor:
+        others = [d for d in dims if d.name not in ("batch", seq.name)]
+        table = random(seed, (Dim("drawn", positions), *others), salt)
+        return table.slice("drawn", 0, seq) if place is None else place.rows(table)
+
+    return draw

@@ -10,7 +10,9 @@ result moves from one to the other by an all-to-all.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from neocc.ir.builder import Tensor, einsum, iota, log, minimum, random, select
 from neocc.ir.errors import NeoccError
@@ -25,6 +27,8 @@ SWITCHES = ("argmax", "input_dropout", "input_jitter", "sample")
 POLICY_SALTS = range(1200, 1264)  # one for each choice after the first
 JITTER_SALT, SWITCH_SALT, SAMPLE_SALT, HIDDEN_SALT = range(1264, 1268)
 TINY = 1e-9  # keeps Mesh TensorFlow's quotients finite
+# Uniform numbers of these dims, for a salt: ``random`` of a seed, or the like.
+Draw = Callable[[Sequence[Dim], int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -128,28 +132,48 @@ class Routes:
     loss: Tensor
 
 
-def route(x: Tensor, gate: Tensor, e: Experts, seed: Tensor | None) -> Routes:
-    """Sends the tokens of each group: x[batch, (group), token, embd], gate[embd, experts]. In the
-    gate's dtype. ``seed``: a u32 scalar, which only random policies need."""
-    token, experts = x.dim("token"), e.experts
-    slot = Dim("slot", e.slots(token.size))
-    x = jittered(x.cast(gate.dtype), e, seed)
+@dataclass(frozen=True)
+class Choices:
+    """What a token wants: ``p[..., experts]``, the gate's probabilities, of ``logits``; of each of
+    its choices ``chosen[..., experts]``, which expert it is, and ``gates[...]``, its weight."""
+
+    logits: Tensor
+    p: Tensor
+    chosen: list[Tensor]
+    gates: list[Tensor]
+
+
+def choose(x: Tensor, gate: Tensor, e: Experts, draw: Draw | None) -> Choices:
+    """The experts that each token finds most likely: x[..., embd], gate[embd, experts], of one
+    dtype."""
+    experts = e.experts
     names = [d.name for d in x.dims if d.name != "embd"]
     logits = einsum(x, gate, [*names, "experts"])
     p = softmax(logits, experts)
     number = iota(p, experts)
-    ranked = sampled(logits, e, seed) if e.gating == "switch" else p
-    chosen: list[Tensor] = []  # [..., experts], whether the n-th choice is this expert
+    ranked = sampled(logits, e, draw) if e.gating == "switch" else p
+    chosen: list[Tensor] = []
     for _ in range(e.choices):
         best = ranked.equals(ranked.max(experts))
         first = select(best, number, experts.size).reduce("min", experts)
         chosen.append(number.equals(first))
         ranked = select(chosen[-1], float("-inf"), ranked)
     gates = [select(mine, p, 0.0).sum(experts) for mine in chosen]
-    one = e.gating == "ntlb"  # of its choices a token gets the first with room
-    if e.choices > 1 and not one:
+    if e.choices > 1 and e.gating != "ntlb":
         total = sum(gates[1:], gates[0]) + TINY
         gates = [g / total for g in gates]
+    return Choices(logits, p, chosen, gates)
+
+
+def route(x: Tensor, gate: Tensor, e: Experts, seed: Tensor | None) -> Routes:
+    """Sends the tokens of each group: x[batch, (group), token, embd], gate[embd, experts]. In the
+    gate's dtype. ``seed``: a u32 scalar, which only random policies need."""
+    token, experts = x.dim("token"), e.experts
+    slot = Dim("slot", e.slots(token.size))
+    draw = None if seed is None else partial(random, seed)
+    wanted = choose(jittered(x.cast(gate.dtype), e, seed), gate, e, draw)
+    logits, p, chosen, gates = wanted.logits, wanted.p, wanted.chosen, wanted.gates
+    one = e.gating == "ntlb"  # of its choices a token gets the first with room
     counted = chosen if one else chosen[:1]
     balances = [balance(p, mine, token) for mine in counted]
     loss = sum(balances[1:], balances[0]) * (e.loss / len(balances))
@@ -167,7 +191,7 @@ def route(x: Tensor, gate: Tensor, e: Experts, seed: Tensor | None) -> Routes:
         if one:
             taken = mine if left is None else mine & left
         else:
-            taken = mine if n == 0 else allowed(mine, g, e, n, seed)
+            taken = mine if n == 0 else allowed(mine, g, e, n, draw)
         ones = taken.cast("i32")
         at = ones.cumsum("token") - ones  # how many of this choice come before it
         if before is not None:
@@ -201,15 +225,15 @@ def jittered(x: Tensor, e: Experts, seed: Tensor | None) -> Tensor:
     return x
 
 
-def sampled(logits: Tensor, e: Experts, seed: Tensor | None) -> Tensor:
+def sampled(logits: Tensor, e: Experts, draw: Draw | None) -> Tensor:
     """What a switch takes the largest of: with Gumbel noise the largest is a sample."""
-    if e.routing.switch != "sample" or seed is None:
+    if e.routing.switch != "sample" or draw is None:
         return logits
-    u = random(seed, logits.dims, SAMPLE_SALT).cast(logits.dtype)
+    u = draw(logits.dims, SAMPLE_SALT).cast(logits.dtype)
     return logits * (1.0 / e.temperature) - log(-log(u * (1.0 - 2e-7) + 1e-7))
 
 
-def allowed(mine: Tensor, gate: Tensor, e: Experts, n: int, seed: Tensor | None) -> Tensor:
+def allowed(mine: Tensor, gate: Tensor, e: Experts, n: int, draw: Draw | None) -> Tensor:
     """Choice ``n`` as far as the policy lets it be."""
     how = e.routing
     if how.policy == "all":
@@ -218,8 +242,8 @@ def allowed(mine: Tensor, gate: Tensor, e: Experts, n: int, seed: Tensor | None)
         return mine & ~mine
     if how.policy == "threshold":
         return mine & (gate > how.threshold)
-    assert seed is not None
-    u = random(seed, gate.dims, POLICY_SALTS[n - 1]).cast(gate.dtype)
+    assert draw is not None
+    u = draw(gate.dims, POLICY_SALTS[n - 1]).cast(gate.dtype)
     return mine & (u < gate * (1.0 / max(how.threshold, TINY)))
 
 
@@ -258,3 +282,23 @@ def mixture(
     y = einsum(y, routes.combine.cast(x.dtype), ["batch", *groups, "token", "embd"])
     y = y.merge("group", "token", "seq") if groups else y.rename(token="seq")
     return y, routes.loss
+
+
+def unrouted(
+    x: Tensor, gate: Tensor, up: Tensor, down: Tensor, e: Experts, draw: Draw | None
+) -> Tensor:
+    """``mixture`` where no expert is ever full: what a token gets depends on no other token, so
+    that it is the same with padding beside it, in any batch, and one token at a time. Each expert
+    runs over each token, which leaves those that did not choose it with a weight of 0."""
+    wanted = choose(x.cast(gate.dtype), gate, e, draw)
+    weight = None
+    for n, (mine, g) in enumerate(zip(wanted.chosen, wanted.gates, strict=True)):
+        if n and e.gating == "ntlb":  # the first has room
+            break
+        taken = mine if n == 0 else allowed(mine, g, e, n, draw)
+        own = select(taken, g, 0.0)
+        weight = own if weight is None else weight + own
+    assert weight is not None
+    names = [d.name for d in x.dims if d.name != "embd"]
+    h = activate(e.activation, einsum(x, up, ["experts", *names, "expert_hidden"]), "expert_hidden")
+    return einsum(h * weight.cast(x.dtype), down, [*names, "embd"])

@@ -28,26 +28,28 @@ def entmax(x: Tensor, dim: Dim, alpha: float = ENTMAX_ALPHA) -> Tensor:
     """The alpha-entmax of ``x`` along ``dim`` (Peters, Niculae and Martins, 2019), 1 < alpha < 2: a
     softmax that gives small logits exactly 0. Without a gradient.
 
-    It is max(0, (alpha - 1) x - t) ** (1 / (alpha - 1)), with the t that makes the sum 1: found by
-    bisection, a loop over one reduction, so that ``dim`` may be cut over devices.
+    With a = alpha - 1 it is (a max(0, x - t)) ** (1 / a), with the t that makes the sum 1: found by
+    bisection, a loop over one reduction, so that ``dim`` may be cut over devices. The loop reads
+    ``x`` itself, not a x, which would be held beside it.
     """
     power = 1.0 / (alpha - 1.0)
-    x = detach(x) * (alpha - 1.0)
+    x = detach(x)
 
     def of(x: Tensor, threshold: Tensor) -> Tensor:
         return maximum(x - threshold, 0.0) ** power
 
     def halve(bounds: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
         middle = bounds["low"] + bounds["width"] * 0.5
-        enough = of(x, middle).sum(dim) >= 1.0
+        enough = of(x, middle).sum(dim) >= power**power
         return {
             "low": select(enough, middle, bounds["low"]),
             "width": bounds["width"] * 0.5,
         }
 
     # The largest element alone gives 1 at low; all alike give at most 1 at low + width.
-    low = x.max(dim) - 1.0
-    width = low.block.emit("constant", (), value=1.0 - dim.size ** (1.0 - alpha), dtype=x.dtype)
+    low = x.max(dim) - power
+    widest = power * (1.0 - dim.size ** (1.0 - alpha))
+    width = low.block.emit("constant", (), value=widest, dtype=x.dtype)
     found = repeat(Dim("bisection", BISECTIONS), halve, {"low": low, "width": width}, {})
     p = of(x, found["low"])
     return p / p.sum(dim)

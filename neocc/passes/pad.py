@@ -61,11 +61,15 @@ def pad_program(program: Program, sizes: Mapping[str, int]) -> tuple[Program, tu
     region = Emitter(pass_)
     env = pass_.run(program.body, region, args, [Fill() for _ in args])
     replaced = {i.name for i in program.inputs}
+    ends = list(zip(program.outputs, program.body.outputs, strict=True))
+    shapes = {v.type.names for n, v in ends if n in replaced and pass_.among(v.type.names)}
     outputs: list[Value] = []
-    for name, value in zip(program.outputs, program.body.outputs, strict=True):
+    for name, value in ends:
         out = env[value]
         if name in replaced:
-            out = region.masked(out, out.type.names, 0)
+            # Tensors that may be cut otherwise do not share a mask, or it would have to travel.
+            own = out.type.names if len(shapes) > 1 else ()
+            out = region.masked(out, out.type.names, 0, own)
         outputs.append(out)
     body = Region(args, tuple(region.ops), tuple(outputs))
     return replace(program, body=body), paddings
@@ -207,8 +211,8 @@ class Emitter:
         make = lambda: self.emit("constant", (), fill, value=number, dtype=dtype)  # noqa: E731
         return self.once(("constant", repr(number), dtype), make)
 
-    def valid(self, padding: Padding) -> Value:
-        """True at the indices of a dim that are no padding."""
+    def valid(self, padding: Padding, own: tuple[str, ...] = ()) -> Value:
+        """True at the indices of a dim that are no padding. ``own``: a mask of its own for this."""
 
         def make() -> Value:
             dim = Dim(padding.dim, padding.padded)
@@ -216,10 +220,13 @@ class Emitter:
             known = Fill({padding.dim: np.False_})
             return self.emit("lt", (index, self.constant(padding.true, "i32")), known)
 
-        return self.once(("valid", padding.dim), make)
+        return self.once(("valid", padding.dim, own), make)
 
-    def masked(self, x: Value, names: Iterable[str], number: Scalar) -> Value:
-        """``x`` with ``number`` in the padding of those dims among ``names`` that are grown."""
+    def masked(
+        self, x: Value, names: Iterable[str], number: Scalar, own: tuple[str, ...] = ()
+    ) -> Value:
+        """``x`` with ``number`` in the padding of those dims among ``names`` that are grown.
+        ``own``: see ``valid``."""
         number = DTYPES[x.type.dtype].type(number)
         for padding in self.padder.among(names):
             name, known = padding.dim, self.fills[x]
@@ -231,7 +238,7 @@ class Emitter:
 
             def make(x: Value = x, padding: Padding = padding, fill: Fill = fill) -> Value:
                 other = self.constant(number, x.type.dtype)
-                return self.emit("select", (self.valid(padding), x, other), fill)
+                return self.emit("select", (self.valid(padding, own), x, other), fill)
 
             x = self.once(("masked", x, name, repr(number)), make)
         return x

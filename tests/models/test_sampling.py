@@ -22,7 +22,7 @@ from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 from neocc.ir.types import Dim
 from neocc.ir.verify import verify
-from neocc.nn import Experts, Masking
+from neocc.nn import Experts, Masking, Routing
 from neocc.passes.partition import apply, simulate
 from neocc.passes.plan import make_plan
 from neocc.passes.simplify import simplify
@@ -34,6 +34,9 @@ from tests.random_programs import assert_close
 BASE = replace(
     PRESETS["tiny"], vocab=31, embd=16, heads=2, seq=12, batch=3, dtype="f64", param_dtype="f64"
 )
+# As many slots as tokens: the forward pass drops none either, as sampling never does.
+ROOM = Routing(capacity=4.0, policy="threshold")
+EXPERTS = Experts(4, 12, "top_n", 3, group=6, activation="gelu", evaluating=ROOM)
 OPTIONS: dict[str, dict[str, Any]] = {
     "global": {},
     "local": {"layers": 4, "attention": ((("global", "local"), 2),), "window": 3},
@@ -48,7 +51,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "shared": {"share": True},
     "options": {"norm": "scale", "glu": True, "macaron": True, "tied": False},
     "rezero": {"norm": "rezero", "qkv_bias": True},
-}
+    "experts": {"layers": 3, "moe_layers": (0, 2), "experts": EXPERTS},
+    "switches": {
+        "share": True, "macaron": True, "moe_layers": (1,),
+        "experts": replace(
+            EXPERTS, gating="switch", choices=1, evaluating=Routing(4.0, switch="input_jitter")
+        ),
+    },
+    "no token left behind": {
+        "moe_layers": (0, 1), "attention": ((("global", "local"), 1),), "window": 3,
+        "experts": replace(EXPERTS, gating="ntlb"),
+    },
+}  # fmt: skip
 PROMPT, SLOTS, LENGTHS = 5, 10, (5, 1, 3, 4)
 
 
@@ -93,6 +107,31 @@ def test_with_the_cache_equals_without(name: str) -> None:
         assert_close(mine, right, 1e-11)
 
 
+@pytest.mark.parametrize(
+    "experts",
+    [
+        replace(EXPERTS, evaluating=Routing(4.0, "random", 0.8)),
+        replace(EXPERTS, gating="switch", choices=1, evaluating=Routing(4.0, switch="sample")),
+    ],
+)
+def test_experts_at_random_are_the_same_in_any_batch_and_however_much_is_given(
+    experts: Experts,
+) -> None:
+    """What is drawn goes by a token's position, and by its layer."""
+    c = replace(BASE, layers=4, moe_layers=(1, 3), experts=experts)
+    values, tokens = parameters(c, start(c)), tokens_of(c)
+    found = run_through(c, run_numpy, values, tokens)
+    for i, logits in enumerate(found):
+        for row, length in enumerate(LENGTHS[: c.batch]):
+            alone, given = replace(c, batch=1), length + i
+            data = {"tokens": tokens[row : row + 1, :given], "lengths": np.array([given], np.int32)}
+            right = run_numpy(gpt.prefill(alone, given, given), values | data)["logits"]
+            assert_close(logits[row : row + 1], right, 1e-11)
+    certain = replace(experts, evaluating=Routing(4.0, "all", switch="argmax"))
+    other = run_through(replace(c, experts=certain), run_numpy, values, tokens)
+    assert max(abs(a - b).max() for a, b in zip(found, other, strict=True)) > 1e-3
+
+
 @given(st.sampled_from(sorted(OPTIONS)), st.integers(0, 10**6))
 @settings(max_examples=10)
 def test_partitioned_anyhow_it_is_the_same(name: str, seed: int) -> None:
@@ -113,11 +152,6 @@ def test_partitioned_anyhow_it_is_the_same(name: str, seed: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "sizes", "message"),
     [
-        (
-            {"moe_layers": (1,), "experts": Experts(2, 8)},
-            (),
-            "with mixtures of experts cannot be sampled",
-        ),
         ({"masking": Masking(mask=3)}, (), "that finds masked tokens cannot be sampled"),
         ({}, (13,), "1 tokens in 13 slots of a context of 12"),
     ],

@@ -215,6 +215,23 @@ def test_one_mask_serves_all_consumers() -> None:
     assert masks(check(program, {"a": 4})) == 2  # one of x, one of y
 
 
+def test_stored_tensors_of_other_dims_have_masks_of_their_own() -> None:
+    """One that is cut along the dim and one that is whole would send a common mask about."""
+    vocab, embd = Dim("vocab", 5), Dim("embd", 2)
+
+    def valid(*orders: tuple[Dim, ...]) -> int:
+        g = Graph("stored")
+        seen = g.data("x", [vocab], "f64")
+        outputs = {"s": seen.sum(vocab)}
+        for i, dims in enumerate(orders):
+            outputs[f"w{i}"] = b.exp(g.parameter(f"w{i}", dims, "f64"))
+        padded = check(g.build(outputs), {"vocab": 6})
+        return sum(op.kind == "iota" for op in padded.body.ops)
+
+    assert valid((vocab, embd)) == valid((vocab, embd), (vocab, embd)) == 1
+    assert valid((vocab, embd), (embd, vocab), (vocab,)) == 4
+
+
 def test_random_numbers_of_the_valid_part_survive_padding() -> None:
     rows, columns = Dim("rows", 3), Dim("columns", 5)
     g = Graph("noise")

@@ -17,7 +17,7 @@ from neocc.ir.mesh import Layout
 from neocc.ir.program import Op, Region, Value
 from neocc.ir.types import TensorType
 from neocc.passes.layout.cluster import accumulates
-from neocc.passes.layout.liveness import epilogues, fused, last_use, materialised
+from neocc.passes.layout.liveness import FUSED, epilogues, fused, last_use, materialised
 from neocc.passes.layout.objective import Limit
 from neocc.passes.layout.problem import Choice, End, Flow, Problem
 from neocc.passes.layout.solve import Solution
@@ -205,10 +205,29 @@ def region_points(
             carries = op.attrs["carries"]
             own = {v for v in op.operands[:carries] if last.get(v, i) <= i}
             own.update(op.results[:carries])
-            around = (h for h in held[i] if h.value not in own or h.copies)
+            around = [h for h in held[i] if h.value not in own or h.copies]
+            around += turned(problem, region, op, around)
             yield from region_points(problem, flows, take, op.regions[0], (*outside, *around))
         else:
             yield Point(op, (*outside, *held[i]))
+
+
+def turned(problem: Problem, region: Region, loop: Op, held: Sequence[Live]) -> list[Live]:
+    """What a TPU's compiler holds once more for a loop: a product's result that every turn reads
+    whole, copied to have its dims in the order in which the loop takes them (libtpu 0.0.42)."""
+    if problem.cost.chip.kind != "tpu":
+        return []
+    producer = {r: op for op in region.ops for r in op.results}
+
+    def by_product(v: Value) -> bool:
+        op = producer.get(v)
+        if op is None or op.kind == "einsum" or op.kind not in FUSED:
+            return op is not None and op.kind == "einsum"
+        return any(by_product(u) for u in op.operands if u.type.size == v.type.size)
+
+    whole = loop.operands[loop.attrs["carries"] + loop.attrs["stacked"] :]
+    read = {v for v in whole if by_product(v)}
+    return [h for h in held if h.value in read and h.copies is None]
 
 
 def read_by(

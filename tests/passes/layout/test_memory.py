@@ -119,6 +119,20 @@ def test_an_all_reduce_takes_no_second_buffer_and_a_gathered_output_takes_one() 
     assert plan.memory.by_kind["temporaries"] < 1.5 * terms
 
 
+def test_what_each_turn_of_a_loop_reads_of_a_product_is_there_twice_on_a_tpu() -> None:
+    """Entmax's search for its threshold; an input of the program is read where it lies."""
+
+    def peak_of(target: str, product: bool) -> float:
+        g, x, w = graph()
+        h = dot(x, w, "embd") + 1.0 if product else g.data("h", (BATCH, MLP), "f32")
+        low = repeat(Dim("turns", 3), lambda low, _: low + (h - low).sum("mlp"), h.max("mlp"), {})
+        plan = make_plan(g.build({"y": (h - low).sum("mlp")}), Mesh.parse("1"), chip(target))
+        return plan.memory.by_kind["temporaries"] / (BATCH.size * MLP.size * 4)
+
+    assert [round(peak_of("v5e", p), 1) for p in (True, False)] == [2, 0]
+    assert [round(peak_of("h100", p), 1) for p in (True, False)] == [1, 0]
+
+
 @pytest.mark.parametrize("name", ["layers", "trained", "embedding"])
 def test_what_is_measured_is_what_the_rows_say(name: str) -> None:
     program = getattr(programs, name)()
