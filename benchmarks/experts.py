@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +23,14 @@ from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
 from neocc.passes.layout.rules import experts
 from neocc.passes.layout.within import TOLERANCE
-from neocc.passes.plan import Plan, make_plan
+from neocc.passes.plan import Plan
+from neocc.passes.rivals import restricted_plan
 from neocc.passes.search import parts_of, search
 from neocc.passes.simplify import simplify
 
 MESH = Mesh.parse("8x16")
 TARGETS = ("v5e", "v5p", "a100", "h100")
 MOST = 8  # microbatches
-NEAR = 1.15
 
 
 def cases(folder: Path) -> list[tuple[str, gpt.Config, str]]:
@@ -47,23 +46,14 @@ def cases(folder: Path) -> list[tuple[str, gpt.Config, str]]:
     return [*found, ("gpt3-175b", gpt.PRESETS["gpt3-175b"], "")]
 
 
-def rival(program, target: str, plan: Plan, **how) -> Plan | None:
+def rival(plan: Plan, **how) -> Plan | None:
     """A rival's plan that fits, with the fewest microbatches, if there is one. One whose fastest
     layout needs far more memory than there is, is not sought among slower ones."""
-    for count in parts_of(program, MOST):
-        for limit in (math.inf, plan.memory_limit):
-            try:
-                made = make_plan(
-                    program, MESH, chip(target), topology=plan.topology, microbatches=count,
-                    memory_limit=limit, **how,
-                )  # fmt: skip
-            except NeoccError:
-                return None
-            if made.memory.peak <= plan.memory_limit:
-                return made
-            if made.memory.peak > NEAR * plan.memory_limit:
-                break
-    return None
+    try:
+        made = restricted_plan(plan, parts_of(plan.ready.source, MOST), **how)
+    except NeoccError:
+        return None
+    return made if made.fits else None
 
 
 def measure(name: str, config: gpt.Config, layout: str, target: str) -> dict[str, object]:
@@ -80,7 +70,7 @@ def measure(name: str, config: gpt.Config, layout: str, target: str) -> dict[str
     if layout:
         rivals["hand layout"] = {"layout": layout}
     for rival_name, how in rivals.items():
-        made = rival(program, target, plan, **how)
+        made = rival(plan, **how)
         row[rival_name] = round(made.timeline.step / step, 4) if made else None
     return row
 

@@ -51,7 +51,7 @@ def plans(name: str, config: gpt.Config, layout: str, target: str) -> tuple[Plan
     rivals = {e.name: {"rules": e.rules} for e in experts(MESH)}
     if layout:
         rivals["hand layout"] = {"layout": layout}
-    found = {n: made for n, how in rivals.items() if (made := rival(program, target, plan, **how))}
+    found = {n: made for n, how in rivals.items() if (made := rival(plan, **how))}
     best = min(found, key=lambda n: found[n].timeline.step)
     return plan, best, found[best]
 

@@ -2,50 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from neocc.ir.errors import NeoccError
-from neocc.passes.layout.rules import Expert, experts
+from neocc.passes.layout.problem import Rules
+from neocc.passes.layout.rules import experts
 from neocc.passes.layout.within import TOLERANCE
 from neocc.passes.plan import Plan, make_plan
 
-HOPELESS = 2.0  # an expert whose fastest layout needs this many times the memory has none that fits
+NEAR = 1.15  # times the memory that a fastest layout needs before more parts are tried instead
+HOPELESS = 2.0  # the same where there are no more parts
 
 
-def expert_plan(plan: Plan, expert: Expert, counts: Sequence[int]) -> Plan:
-    """The fastest plan that an expert's rules allow on a plan's mesh and wires, with the batch in
-    as few of ``counts`` parts as let it fit; where even the last does not, and is not hopeless,
-    the fastest that does.
+def restricted_plan(
+    plan: Plan, counts: Sequence[int], rules: Rules | None = None, layout: str = ""
+) -> Plan:
+    """The fastest plan that fits of those that an expert's rules, or a layout, allow on a plan's
+    mesh and wires, with the batch in as few of ``counts`` parts as let it fit; where none does,
+    one that does not.
 
     Raises:
-        NeoccError: the rules leave an op no strategy.
+        LayoutError: the rules leave an op no strategy, or the layout is none of the model's.
+        NeoccError: no layout was found that fits, and none proved not to be.
     """
-    limit = plan.memory_limit
 
     def planned(memory: float, count: int) -> Plan:
         made = make_plan(
             plan.ready.source,
             plan.mesh,
             plan.chip,
-            "",
-            expert.rules,
+            layout,
+            rules,
             memory,
             plan.topology,
             count,
             collectives=plan.ready.cost.collectives,
         )
-        return replace(made, memory_limit=limit)
+        return replace(made, memory_limit=plan.memory_limit)
 
-    made = planned(float("inf"), counts[0])
-    for count in counts[1:]:
-        if made.fits:
-            break
-        made = planned(float("inf"), count)
-    # Its layouts are some of those that the plan was chosen from: if none of all fits, none.
-    if plan.fits and not made.fits and made.memory.peak <= HOPELESS * limit:
-        made = planned(limit, counts[-1])
-    return made
+    def fitted(count: int, near: float) -> Plan:
+        made = planned(math.inf, count)
+        # Its layouts are some of those that the plan was chosen from: if none of all fits, none.
+        if plan.fits and not made.fits and made.memory.peak <= near * plan.memory_limit:
+            made = planned(plan.memory_limit, count)
+        return made
+
+    *fewer, most = counts
+    for count in fewer:
+        if (made := fitted(count, NEAR)).fits:
+            return made
+    return fitted(most, HOPELESS)
 
 
 def no_slower(plan: Plan, counts: Sequence[int]) -> Plan:
@@ -61,6 +69,6 @@ def no_slower(plan: Plan, counts: Sequence[int]) -> Plan:
 def expert_plans(plan: Plan, counts: Sequence[int]) -> Iterator[Plan]:
     for expert in experts(plan.mesh, plan.ready.source.dims):
         try:
-            yield expert_plan(plan, expert, counts)
+            yield restricted_plan(plan, counts, expert.rules)
         except NeoccError:  # the model leaves the expert no strategy
             continue

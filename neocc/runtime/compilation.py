@@ -16,7 +16,7 @@ from neocc.ir.program import Program
 from neocc.lower.audit import Audit
 from neocc.passes.layout.rules import Expert, experts
 from neocc.passes.plan import USABLE, Plan, make_plan
-from neocc.passes.rivals import expert_plan, no_slower
+from neocc.passes.rivals import no_slower, restricted_plan
 from neocc.passes.search import Searched, meshes_of, parts_of, search
 from neocc.passes.simplify import simplify
 from neocc.runtime.plan_check import plan_of
@@ -303,7 +303,7 @@ def rank(c: Compared) -> tuple[bool, float]:
 def compared(plan: Plan, expert: Expert) -> Compared:
     """An expert's plan with the whole batch at once or in as many parts as the plan has."""
     try:
-        found = expert_plan(plan, expert, sorted({1, plan.ready.microbatches}))
+        found = restricted_plan(plan, sorted({1, plan.ready.microbatches}), expert.rules)
     except NeoccError as error:
         return Compared(expert.name, None, False, error.message)
     return Compared(expert.name, found, found.fits)

@@ -11,9 +11,9 @@ from neocc.cost.hardware import chip
 from neocc.ir.mesh import Mesh
 from neocc.passes.layout.rules import experts
 from neocc.passes.plan import Plan, make_plan
-from neocc.passes.rivals import expert_plan, no_slower
+from neocc.passes.rivals import NEAR, no_slower, restricted_plan
 
-SMALL = replace(gpt.PRESETS["gpt3-xl"], layers=2, batch=32, vocab=32000, recompute=True)
+SMALL = replace(gpt.PRESETS["gpt3-xl"], layers=2, batch=128, vocab=2048, recompute=True)
 MESH = Mesh.parse("2x4")
 NAMED = {e.name: e for e in experts(MESH)}
 
@@ -27,7 +27,7 @@ def slow() -> Plan:
 
 
 def test_an_expert_s_faster_plan_is_taken_where_nothing_is_proved(slow: Plan):
-    rivals = [expert_plan(slow, e, [1]) for e in NAMED.values()]
+    rivals = [restricted_plan(slow, [1], e.rules) for e in NAMED.values()]
     least = min(r.solution.objective for r in rivals if r.fits)
     found = no_slower(slow, [1])
     assert found.fits and found.solution.objective == least < slow.solution.objective
@@ -41,9 +41,11 @@ def test_a_proved_plan_and_one_under_a_layout_stay(slow: Plan):
 
 
 def test_an_expert_takes_as_few_parts_as_fit(slow: Plan):
-    whole = expert_plan(slow, NAMED["data parallel"], [1, 4])
+    whole = restricted_plan(slow, [1, 4], NAMED["FSDP"].rules)
     assert whole.ready.microbatches == 1
-    short = replace(slow, memory_limit=0.95 * whole.memory.peak)
-    parts = expert_plan(short, NAMED["data parallel"], [1, 4])
+    parts = restricted_plan(slow, [4], NAMED["FSDP"].rules)
+    short = replace(slow, memory_limit=parts.memory.peak)
+    assert whole.memory.peak > NEAR * short.memory_limit
+    parts = restricted_plan(short, [1, 4], NAMED["FSDP"].rules)
     assert parts.fits and parts.ready.microbatches == 4
     assert parts.memory_limit == short.memory_limit
