@@ -17,6 +17,8 @@ Beside the standard ones, which XLA brings and ``collectives.py`` prices. What r
   on request. EQuARX, arXiv 2506.17615, and ZeRO++, arXiv 2306.10209, do alike: a sum's terms are
   sent once, added in float32, and the sum is sent once.
 - ``bucketed``: small sums that do not wait for each other as one, over ``ring2``.
+- ``products``: the shards of ``ring2``, each way behind the products that read or make them
+  (``cost.products``), where there are such.
 - ``dma``: ``ring2`` in one kernel of a backend's own, launched once; where the backend has none, of
   permutes. No device has measured it: it runs where it is asked for.
 """
@@ -40,6 +42,7 @@ from neocc.cost.rounds import (
 from neocc.cost.topology import AxisLink
 
 STANDARD = "standard"  # XLA's own
+PRODUCTS = "products"  # inside the matrix products beside it
 BLOCK = 256  # values that share a scale
 SCALE = 4  # bytes of a scale
 BUCKET = 1 << 20  # bytes on a device above which a sum gains nothing from company
@@ -56,7 +59,7 @@ class Formula:
     ``itemsize`` bytes that it holds before or after, whichever is larger, on a grid of
     ``sizes``. ``rings``: of the grid; a range, ``(1, 1)`` for one ring of all devices. ``lossy``:
     its result is not the standard one to the dtype's rounding. ``kernel``: it is launched once, not
-    in each round.
+    in each round. ``inside``: it is no collective by itself, but part of products.
     """
 
     kind: str
@@ -65,6 +68,7 @@ class Formula:
     rounds: Rounds
     lossy: bool = False
     kernel: bool = False
+    inside: bool = False
 
     def grid(self, link: AxisLink) -> Grid:
         """The rings that it runs on along an axis: those of the wires; where they are too few, the
@@ -81,8 +85,8 @@ class Formula:
     def fits(self, link: AxisLink) -> bool:
         """Whether the wires of an axis have the form that it is made for."""
         rings = rings_of(link)
-        if self.kernel:
-            return False  # known of a backend, not of wires
+        if self.kernel or self.inside:
+            return False  # known of a backend or a program, not of wires
         if self.name == "torus":
             return len(link.levels) == 1 and len(rings) in (2, 3)
         return len(rings) >= self.rings[0]
@@ -223,11 +227,13 @@ FORMULAS: dict[tuple[str, str], Formula] = {
         Formula("all_gather", "torus", SOME, _gather(2, torus=True)),
         Formula("all_gather", "hierarchical", ANY, _gather(2)),
         *(Formula("all_gather", f, ONE, _quantised_gather, lossy=True) for f in FORMATS),
+        Formula("all_gather", PRODUCTS, ONE, _gather(2), inside=True),
         Formula("reduce_scatter", "ring", ONE, _scatter(1)),
         Formula("reduce_scatter", "ring2", ONE, _scatter(2)),
         Formula("reduce_scatter", "dma", ONE, _scatter(2), kernel=True),
         Formula("reduce_scatter", "torus", SOME, _scatter(2, torus=True)),
         Formula("reduce_scatter", "hierarchical", ANY, _scatter(2)),
+        Formula("reduce_scatter", PRODUCTS, ONE, _scatter(2), inside=True),
         *(Formula("reduce_scatter", f, ONE, _quantised_scatter, lossy=True) for f in FORMATS),
         Formula("all_reduce", "ring", ONE, _reduce(1)),
         Formula("all_reduce", "ring2", ONE, _reduce(2)),

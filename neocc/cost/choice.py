@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from neocc.cost.algorithms import FORMULAS, STANDARD, Formula, formula
+from neocc.cost.algorithms import FORMULAS, PRODUCTS, STANDARD, Formula, formula
 from neocc.cost.collectives import collective_time
 from neocc.cost.hardware import Chip
 from neocc.cost.roofline import elementwise_time
@@ -43,7 +43,8 @@ class Way:
 class Collectives:
     """What may run a plan's collectives. ``auto``: the best of XLA's own and of every algorithm of
     ``FORMULAS`` that gives the same numbers; else XLA's own. ``forced``: (kind, algorithm), in
-    place of that wherever the algorithm can run."""
+    place of that wherever the algorithm can run. Inside products they run, or do not, once the
+    layout is decided (``passes.products``): until then, what runs so is XLA's own."""
 
     auto: bool = True
     forced: tuple[tuple[str, str], ...] = ()
@@ -103,6 +104,15 @@ class Collectives:
         if self.of(kind) is None:
             alike = (f for f in FORMULAS.values() if f.kind == kind and not (f.lossy or f.kernel))
             yield from (f for f in alike if f.fits(link) and faster(f, link))
+
+    def inside(self, kind: str) -> bool:
+        """Whether collectives of a kind may run inside products."""
+        return (kind, PRODUCTS) in FORMULAS and self.of(kind) in (None, PRODUCTS)
+
+    @property
+    def products(self) -> bool:
+        """Whether any may."""
+        return any(self.inside(kind) for kind, _ in FORMULAS)
 
 
 STANDARD_ONLY = Collectives(auto=False)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache, lru_cache
 
-from neocc.cost.algorithms import FORMULAS, STANDARD
+from neocc.cost.algorithms import FORMULAS, PRODUCTS, STANDARD
 from neocc.cost.choice import STANDARD_ONLY, Collectives, faster, lines, standard_line
 from neocc.cost.collectives import KINDS
 from neocc.cost.hardware import Chip, HardwareError
@@ -172,10 +172,10 @@ def lines_of(link: AxisLink, collectives: Collectives) -> tuple[float, ...]:
     for kind in KINDS:
         standard = standard_line(kind, alike)
         asked = collectives.of(kind)
-        if asked in (None, STANDARD):
+        if asked in (None, STANDARD, PRODUCTS):
             numbers += standard
         for f in FORMULAS.values():
-            if f.kind != kind or f.kernel or (f.lossy and f.name != asked):
+            if f.kind != kind or f.kernel or f.inside or (f.lossy and f.name != asked):
                 continue
             if f.name == asked:
                 numbers += (*lines(f, link), *standard)  # what it does not take runs by XLA's own

@@ -228,7 +228,7 @@ class CostModel:
         f = FORMULAS.get((kind, name))
         known = (
             f is not None
-            and not f.kernel
+            and not (f.kernel or f.inside)
             and runs(f, self.mesh.sizes[axis])
             and f.takes(dtype, reduction)
         )

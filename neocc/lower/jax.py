@@ -19,17 +19,22 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from neocc.cost.algorithms import PRODUCTS, formula
 from neocc.cost.rounds import factors
 from neocc.ir.errors import IRError, LayoutError
 from neocc.ir.mesh import Mesh, Partial
 from neocc.ir.ops import COLLECTIVES, HOST_MOVES, OPS, Context
-from neocc.ir.program import Op, Region, Value
+from neocc.ir.ops.contraction import einsum_spec
+from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.reference import scan_repeat
 from neocc.ir.types import DTYPES, TensorType
-from neocc.lower.collectives import ALGORITHMS, Algorithm, Move
+from neocc.lower.collectives import ALGORITHMS, Algorithm, Move, axis_groups
+from neocc.lower.collectives.products import Factor, Term, gather_products, scatter_products
 from neocc.passes.layout.algebra import Strategy
 from neocc.passes.layout.liveness import last_use, materialised
 from neocc.passes.partition import Partitioned
+from neocc.passes.partition.apply import marked
+from neocc.passes.partition.groups import Group, groups_of, schedule, together
 
 REDUCE = {"sum": lax.psum, "max": lax.pmax, "min": lax.pmin}
 # An op on a device's own blocks, as ``OpDef.evaluate``; None where it does not take them.
@@ -155,7 +160,8 @@ def lower(
     devices).
 
     ``algorithms``: per kind of collective the one of ``neocc.lower.collectives`` that runs it on
-    every axis, in place of XLA's own. A lossy one runs sums of floats alone. ``kernels`` and
+    every axis, in place of XLA's own, wherever it can: a lossy one sums of floats alone,
+    ``products`` what has products beside it. ``kernels`` and
     ``forms``: how the mesh's kind of device computes kinds of ops and runs algorithms by itself
     (``neocc.backends.base.Backend``).
 
@@ -178,8 +184,10 @@ def lower(
         raise IRError("the program computes in f64; set jax_enable_x64")
 
     platform = mesh.devices.flat[0].platform
-    forced = {kind: known_algorithms[kind, name] for kind, name in (algorithms or {}).items()}
-    device = Device(partitioned.mesh, platform == "tpu", platform != "cpu", forced, kernels)
+    program = forced(partitioned, algorithms or {})
+    device = Device(
+        partitioned.mesh, platform == "tpu", platform != "cpu", known_algorithms, kernels
+    )
 
     def body(*args: Any) -> tuple[Any, ...]:
         return tuple(device.region(program.body, args))
@@ -217,14 +225,17 @@ class Device:
     mesh: Mesh
     rounds: bool  # casts that may keep excess precision
     accelerator: bool  # it has memory of its own beside its host's
-    algorithms: Mapping[str, Algorithm]  # of kinds of collectives, in place of XLA's own
+    algorithms: Mapping[tuple[str, str], Algorithm]  # by kind and name
     kernels: Mapping[str, Kernel]  # of kinds of ops, in place of what they mean in JAX
 
     def region(self, region: Region, args: Sequence[Any]) -> list[Any]:
         env = dict(zip(region.args, args, strict=True))
         passing = passing_over(region)
-        for op in region.ops:
+        for op in ordered(region):
             operands = [env[v] for v in op.operands]
+            if isinstance(op, Group):
+                env.update(zip(op.results, self.group(op, env), strict=True))
+                continue
             with jax.named_scope(f"neocc.{op.kind}.{op.attrs['id']}"):
                 if op.kind == "repeat":
                     waits = (*operands, *(env[v] for v in passing[op]))
@@ -232,6 +243,18 @@ class Device:
                 results = self.run(op, operands)
             env.update(zip(op.results, results, strict=True))
         return [env[v] for v in region.outputs]
+
+    def group(self, group: Group, env: Mapping[Value, Any]) -> list[Any]:
+        """A collective and its products as one: ``neocc.lower.collectives.products``."""
+        op = group.collective
+        size = self.mesh.sizes[self.mesh.index(op.attrs["axis"])]
+        (ring,) = axis_groups(op.attrs["axis"], (size,))
+        with jax.named_scope(f"neocc.{op.kind}.{op.attrs['id']}"):
+            if group.gathers:
+                factors = [factor(p, op, env) for p in group.products]
+                whole, made = gather_products(env[op.operands[0]], factors, ring, whole=group.whole)
+                return [whole, *made]
+            return [scatter_products([term(p, op, env) for p in group.products], ring)]
 
     def run(self, op: Op, operands: list[Any]) -> list[Any]:
         if op.kind == "repeat":
@@ -264,13 +287,7 @@ class Device:
         if "algorithm" in attrs:
             dim, to = (type.names.index(attrs[n]) if n in attrs else 0 for n in ("dim", "to"))
             move = Move(dim, to, attrs.get("reduction", "sum"))
-            return ALGORITHMS[op.kind, attrs["algorithm"]](x, axis, attrs["grid"], move)
-        forced = self.algorithms.get(op.kind)
-        if forced and forced.formula.takes(type.dtype, attrs.get("reduction", "sum")):
-            dim, to = (type.names.index(attrs[n]) if n in attrs else 0 for n in ("dim", "to"))
-            move = Move(dim, to, attrs.get("reduction", "sum"))
-            size = self.mesh.sizes[self.mesh.index(axis)]
-            return forced(x, axis, factors(size, forced.formula.rings[0]), move)
+            return self.algorithms[op.kind, attrs["algorithm"]](x, axis, attrs["grid"], move)
         if op.kind == "all_reduce":
             return REDUCE[attrs["reduction"]](x, axis)
         at = type.names.index(attrs["dim"])
@@ -283,6 +300,57 @@ class Device:
             return lax.all_to_all(x, axis, split_axis=to, concat_axis=at, tiled=True)
         local = x.shape[at] // self.mesh.sizes[self.mesh.index(axis)]
         return lax.dynamic_slice_in_dim(x, lax.axis_index(axis) * local, local, at)
+
+
+def forced(partitioned: Partitioned, algorithms: Mapping[str, str]) -> Program:
+    """The program with every collective of a kind by one algorithm, where it can run by that and
+    has no other already."""
+    mesh, inside = partitioned.mesh, {k for k, name in algorithms.items() if name == PRODUCTS}
+    grouped = {
+        g.collective
+        for region in (partitioned.program.body, *regions_of(partitioned.program.body))
+        for g in together(region, inside, groups_of(region))
+    }
+
+    def attrs(op: Op) -> Mapping[str, object]:
+        name = algorithms.get(op.kind)
+        if name is None or "algorithm" in op.attrs or (op.kind in inside and op not in grouped):
+            return {}
+        f, type = formula(op.kind, name), op.operands[0].type
+        if not f.takes(type.dtype, op.attrs.get("reduction", "sum")):
+            return {}
+        size = mesh.sizes[mesh.index(op.attrs["axis"])]
+        return {"algorithm": name, "grid": factors(size, f.rings[0])}
+
+    return marked(partitioned.program, attrs) if algorithms else partitioned.program
+
+
+def regions_of(region: Region) -> list[Region]:
+    inner = [r for op in region.ops for r in op.regions]
+    return [*inner, *(r for one in inner for r in regions_of(one))]
+
+
+def ordered(region: Region) -> list[Op | Group]:
+    """The steps of a region: each collective inside products with them."""
+    found = schedule(region, groups_of(region))
+    if found is None:
+        raise IRError("no order of a region runs all that it has inside products")
+    return found
+
+
+def factor(product: Op, gather: Op, env: Mapping[Value, Any]) -> Factor:
+    a, b = product.operands
+    gathered, other = (a, b) if a is gather.result else (b, a)
+    spec, letter = einsum_spec((gathered.type, other.type), product.result.type)
+    dtype = DTYPES[product.result.type.dtype]
+    return Factor(spec, env[other], letter[gather.attrs["dim"]], dtype)
+
+
+def term(product: Op, scatter: Op, env: Mapping[Value, Any]) -> Term:
+    a, b = product.operands
+    spec, letter = einsum_spec((a.type, b.type), product.result.type)
+    dtype = DTYPES[product.result.type.dtype]
+    return Term(spec, env[a], env[b], letter[scatter.attrs["dim"]], dtype)
 
 
 def passing_over(region: Region) -> dict[Op, list[Value]]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from neocc.cost.algorithms import STANDARD
+from neocc.cost.algorithms import PRODUCTS, STANDARD
 from neocc.cost.choice import STANDARD_ONLY, Collectives, Way
 from neocc.cost.hardware import Chip
 from neocc.cost.model import CostModel, formula_flops, on_vector_unit, product_flops
+from neocc.cost.products import Overlapped
 from neocc.cost.topology import Topology
 from neocc.ir.errors import Loc
 from neocc.ir.mesh import Mesh
 from neocc.ir.ops import COLLECTIVES, HOST_MOVES
-from neocc.ir.program import Program, Region, Value
+from neocc.ir.program import Op, Program, Region, Value
 from neocc.passes.hoist import hoist_casts
 from neocc.passes.layout.algebra import Assignment, Move, Strategy
 from neocc.passes.layout.memory import Memory
@@ -26,7 +27,9 @@ from neocc.passes.microbatch import split_batch
 from neocc.passes.narrow import narrow_products
 from neocc.passes.pad import Padding, pad_program
 from neocc.passes.partition import Partitioned, Ways, apply
+from neocc.passes.partition.apply import marked
 from neocc.passes.partition.verify import layout_of
+from neocc.passes.products import WORTH, Attrs, choose, priced
 from neocc.passes.remat import KEEP, RECOMPUTE, open_values
 from neocc.passes.simplify import simplify
 
@@ -42,6 +45,7 @@ class Collective:
     seconds: of one run; copying: those of them in which the device itself copies, along its lanes;
     hideable: the others can run behind the compute of its region. algorithm: what runs it, on a
     grid of ``grid`` devices; standard: seconds of one run by XLA's own; itemsize: bytes of a value.
+    inside: what it takes inside products, if it runs so; seconds are then those of its transfers.
     """
 
     id: int
@@ -61,10 +65,13 @@ class Collective:
     grid: tuple[int, ...] = ()
     standard: float = 0.0
     itemsize: int = 1
+    inside: Overlapped | None = None
 
     @property
     def behind(self) -> float:
         """Seconds of a step in which it can run behind compute."""
+        if self.inside is not None:
+            return (self.inside.wires - self.inside.waiting) * self.count
         return (self.seconds - self.copying) * self.count if self.hideable else 0.0
 
 
@@ -80,6 +87,17 @@ class Timeline:
     def step(self) -> float:
         return self.compute + self.exposed
 
+    @staticmethod
+    def of(compute: float, collectives: Sequence[Collective], share: float) -> Timeline:
+        """Of one region: a share of what is hideable hides behind compute as far as there is any.
+        What runs inside products has its own part of the compute; the others share the rest."""
+        own = sum(c.behind for c in collectives if c.inside is not None)
+        others = sum(c.behind for c in collectives if c.inside is None)
+        behind = min(share * others, max(0.0, compute - own))
+        total = sum(c.seconds * c.count for c in collectives)
+        more = sum(c.inside.working * c.count for c in collectives if c.inside is not None)
+        return Timeline(compute + more, total - behind - own, behind + own)
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -87,7 +105,8 @@ class Ready:
 
     source: as the caller gave it; unpadded: simplified; program: padded, what a layout is of.
     layout: as the caller wrote it, and given: the dims that it has each mesh axis cut.
-    microbatches: parts that the batch is run in, one after the other.
+    microbatches: parts that the batch is run in, one after the other. products: collectives run
+    inside products where ``cost.collectives`` lets them.
     """
 
     source: Program
@@ -100,6 +119,7 @@ class Ready:
     layout: str
     given: dict[int, tuple[str, ...]]
     microbatches: int = 1
+    products: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +162,11 @@ class Plan:
         return self.memory.peak <= self.memory_limit
 
     @property
+    def overlaps(self) -> bool:
+        """Whether collectives run inside products."""
+        return any(c.inside is not None for c in self.collectives)
+
+    @property
     def mfu(self) -> float:
         """Model FLOP/s over peak FLOP/s of the matrix unit in bf16, all devices."""
         peak_flops = self.chip.peak_flops["bf16"] * self.mesh.size
@@ -179,8 +204,14 @@ def make_plan(
     ready = prepare(
         program, mesh, chip, layout, topology, microbatches, offload, sizes, collectives
     )
-    problem = build(ready.program, mesh, ready.cost, rules or given_layout(ready.given))
+    ready = replace(ready, products=collectives.products)
     available = USABLE * chip.hbm_bytes if memory_limit is None else memory_limit
+    return laid_out(ready, rules or given_layout(ready.given), available)
+
+
+def laid_out(ready: Ready, rules: Rules, available: float) -> Plan:
+    """The best plan that rules leave free."""
+    problem = build(ready.program, ready.mesh, ready.cost, rules)
     solution, memory = solve_within(problem, available, SEARCH)
     return costed(ready, problem, solution, memory, available)
 
@@ -235,7 +266,11 @@ def costed(
         lambda m, t: problem.move_seconds(m, t) + 1e-12,
         ways(assignment, ready.cost),
     )
-    collectives = tuple(list_collectives(partitioned, ready.cost))
+    collectives = list_collectives(partitioned, ready.cost)
+    if ready.products and assignment.algorithms is None:
+        chosen = inside_products(partitioned, problem, solution, collectives)
+        partitioned = replace(partitioned, program=marked(partitioned.program, chosen))
+        collectives = list_collectives(partitioned, ready.cost)
     return Plan(
         program=program,
         assignment=assignment,
@@ -245,7 +280,7 @@ def costed(
         problem=problem,
         solution=solution,
         partitioned=partitioned,
-        collectives=collectives,
+        collectives=tuple(collectives),
         timeline=timeline(problem, solution, collectives),
         memory=memory,
         memory_limit=available,
@@ -266,6 +301,10 @@ def ways(assignment: Assignment, cost: CostModel) -> Ways:
     def way(value: Value, move: Move) -> Way:
         ends = (move.source, move.target)
         name = None if named is None else named.get(value, {}).get(ends, STANDARD)
+        if name == PRODUCTS:
+            assert move.axis is not None  # nothing else has algorithms
+            plain = cost.way(move.kind, move.axis, value.type, ends, STANDARD)
+            return replace(plain, algorithm=name, grid=(cost.mesh.sizes[move.axis],))
         return cost.way(move.kind, move.axis, value.type, ends, name)
 
     return way
@@ -322,6 +361,7 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
         if body.carries is not None:
             hideable = hideable_values(body.region, body.carries)
         whole = origins(body.region)
+        inside = priced(body.region, cost)
         for op in body.region.ops:
             if op.kind not in COLLECTIVES:
                 continue
@@ -335,6 +375,7 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
             copying = cost.copy_seconds(kind, moved, op.result.type, ends)
             algorithm = op.attrs.get("algorithm", STANDARD)
             way = cost.way(kind, axis, op.result.type, ends, algorithm)
+            own = inside.get(op)
             found.append(
                 Collective(
                     id=op.attrs["id"],
@@ -346,38 +387,66 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
                     bytes=before,
                     result_bytes=after,
                     count=body.trips,
-                    seconds=way.seconds + copying,
-                    copying=copying,
+                    seconds=own.wires if own else way.seconds + copying,
+                    copying=0.0 if own else copying,
                     # Every leg of a value's way hides or none does: the problem prices them alike.
                     hideable=to_host or whole.get(op.operands[0], op.operands[0]) in hideable,
                     region=body.name,
-                    algorithm=way.algorithm,
+                    algorithm=PRODUCTS if own else way.algorithm,
                     grid=op.attrs.get("grid", ()),
                     itemsize=op.result.type.itemsize,
                     standard=way.standard + copying,
+                    inside=own,
                 )
             )
     return found
 
 
-def timeline(problem: Problem, solution: Solution, collectives: Iterable[Collective]) -> Timeline:
-    """Per region, a share of what is hideable hides behind compute as far as there is any."""
-    share = problem.cost.overlap
-    compute: dict[Region, float] = defaultdict(float)
+def compute_of(problem: Problem, solution: Solution) -> dict[Region, float]:
+    """Seconds of a step that each region of a problem computes."""
+    found: dict[Region, float] = defaultdict(float)
     for choice, i in solution.picked.items():
-        compute[choice.region] += choice.seconds[i]
-    exposed = hidden = 0.0
+        found[choice.region] += choice.seconds[i]
+    return found
+
+
+def timeline(problem: Problem, solution: Solution, collectives: Iterable[Collective]) -> Timeline:
+    """The sum of all regions'."""
+    compute = compute_of(problem, solution)
     by_region: dict[str, list[Collective]] = defaultdict(list)
     for c in collectives:
         by_region[c.region].append(c)
-    for body in bodies(problem.program.body):
-        here = by_region[body.name]
-        behind = share * sum(c.behind for c in here)
-        total = sum(c.seconds * c.count for c in here)
-        hides = min(behind, compute[body.region])
-        hidden += hides
-        exposed += total - hides
-    return Timeline(sum(compute.values()), exposed, hidden)
+    parts = [
+        Timeline.of(compute.get(body.region, 0.0), by_region[body.name], problem.cost.overlap)
+        for body in bodies(problem.program.body)
+    ]
+    return Timeline(
+        sum(t.compute for t in parts),
+        sum(t.exposed for t in parts),
+        sum(t.hidden for t in parts),
+    )
+
+
+def inside_products(
+    partitioned: Partitioned,
+    problem: Problem,
+    solution: Solution,
+    collectives: Sequence[Collective],
+) -> Callable[[Op], Attrs]:
+    """Which collectives run inside products, as attributes of theirs: of the kinds that are to, all
+    that can; of those that may, where this makes the step shorter."""
+    compute, share = compute_of(problem, solution), problem.cost.overlap
+    least = WORTH * timeline(problem, solution, collectives).step
+    chosen: dict[Op, Attrs] = {}
+    regions = zip(bodies(problem.program.body), bodies(partitioned.program.body), strict=True)
+    for before, body in regions:
+        here = [c for c in collectives if c.region == body.name]
+
+        def seconds(rows: Sequence[Collective], region: Region = before.region) -> float:
+            return Timeline.of(compute.get(region, 0.0), rows, share).step
+
+        chosen |= choose(body.region, here, problem.cost, seconds, least)
+    return lambda op: chosen.get(op, {})
 
 
 def local_flops(region: Region, mesh: Mesh, chip: Chip | None = None) -> int:

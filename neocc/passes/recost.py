@@ -43,7 +43,8 @@ def recost(ready: Ready, given: Decisions, available: float) -> Recosted:
     Raises:
         LayoutError: a decision is not legal, or not one that neocc can cost.
     """
-    ready = replace(ready, program=decide(ready.program, given.saved))
+    decided = decide(ready.program, given.saved)
+    ready = replace(ready, program=decided, products=ready.cost.collectives.products)
     assignment = assign(ready.program, ready.mesh, given)
     problem, picked = locate(ready, assignment)
     moves, rerouted = routes(problem, assignment)

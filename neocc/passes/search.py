@@ -26,6 +26,7 @@ from neocc.passes.layout.problem import Problem, build
 from neocc.passes.layout.rules import given_layout
 from neocc.passes.layout.solve import MARGIN, Solution, solve
 from neocc.passes.layout.within import TOLERANCE, bound_within, seems_to_fit, solve_within
+from neocc.passes.overlap import overlapped
 from neocc.passes.plan import SEARCH, USABLE, Plan, Ready, costed, prepare
 from neocc.passes.rivals import no_slower
 
@@ -167,7 +168,7 @@ def search(
     if plan.fits and plan.solution.gap > TOLERANCE:
         plan = min(plan, problems.solve_on(plan, seconds), key=rank)
         plan = no_slower(plan, [n for n in microbatches if n <= plan.ready.microbatches])
-    return Searched(plan, tuple(tried))
+    return Searched(overlapped(plan), tuple(tried))
 
 
 def rank(plan: Plan) -> tuple[bool, float]:

@@ -174,6 +174,7 @@ def collective(c: Collective, tensor: str) -> dict[str, Any]:
         "lossy": facts.is_lossy(c.kind, c.algorithm),
         "grid": list(c.grid),
         "standard_seconds": c.standard,
+        "inside": None if c.inside is None else dataclasses.asdict(c.inside),
     }
 
 

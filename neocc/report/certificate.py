@@ -21,9 +21,10 @@ def verdict(plan: Plan) -> str:
         return "as given: nothing is proved of it"
     if not plan.fits:
         return f"no layout fits whose step is within {PATIENCE:g} times the fastest one's"
+    apart = " of plans whose collectives run by themselves" if plan.overlaps else ""
     if plan.solution.gap <= PROVED:
-        return "proved optimal"
-    return f"within {100 * plan.solution.gap:.2g} % of the optimum"
+        return f"proved optimal{apart}" + (", some then put inside products" if apart else "")
+    return f"within {100 * plan.solution.gap:.2g} % of the optimum{apart}"
 
 
 def outer(searched: Searched) -> str:

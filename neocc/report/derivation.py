@@ -105,8 +105,9 @@ def region_names(plan: Plan) -> list[str]:
 
 
 def compute_parts(plan: Plan) -> tuple[Node, ...]:
-    """Per region, each group's time in a step, the longest first."""
-    regions = []
+    """Per region, each group's time in a step, the longest first, and what products take more that
+    collectives run inside of."""
+    regions, tensors = [], facts.tensor_names(plan)
     for names in program_names(plan.problem.program):
         labels = {op: name for name, op in names.ops.items()}
         groups = []
@@ -114,6 +115,10 @@ def compute_parts(plan: Plan) -> tuple[Node, ...]:
             first = next((op for op in choice.strategies if op in labels), None)
             if choice.region is names.body.region and first is not None and choice.seconds[i]:
                 groups.append(node(labels[first], choice.seconds[i]))
+        for c in transfers(plan, names.body.name):
+            if c.inside is not None:
+                label = f"in blocks, beside the {collective_words(c, tensors[c.id])}"
+                groups.append(node(label, c.inside.working, c.count))
         groups.sort(key=lambda g: -g.value)
         if groups:
             total = sum(g.value for g in groups)
@@ -126,8 +131,12 @@ def transfers(plan: Plan, region: str) -> list[Collective]:
 
 
 def collective_node(c: Collective, tensor: str) -> Node:
-    star = "*" if c.hideable else ""
-    return node(f"{c.kind.replace('_', '-')} on {c.axis} of {tensor}{star}", c.seconds, c.count)
+    star = "*" if c.hideable and c.inside is None else ""
+    return node(f"{collective_words(c, tensor)}{star}", c.seconds, c.count)
+
+
+def collective_words(c: Collective, tensor: str) -> str:
+    return f"{c.kind.replace('_', '-')} on {c.axis} of {tensor}"
 
 
 def exposed(plan: Plan) -> Node:
@@ -154,10 +163,21 @@ def exposed(plan: Plan) -> Node:
 def hidden(plan: Plan, region: str) -> Node:
     """What of a region's transfers runs behind its compute."""
     overlap = float(plan.problem.cost.overlap)
-    behind = sum(float(c.behind) for c in transfers(plan, region))
+    here = transfers(plan, region)
+    behind = sum(float(c.behind) for c in here if c.inside is None)
+    own = sum(float(c.behind) for c in here if c.inside is not None)
     inside = next(b.region for b in bodies(plan.problem.program.body) if b.name == region)
     picked = plan.solution.picked.items()
     compute = sum(float(c.seconds[i]) for c, i in picked if c.region is inside)
+    if own:
+        left = max(0.0, compute - own)
+        return Node(
+            f"hidden {region}",
+            min(overlap * behind, left) + own,
+            formula="min(overlap x transfers that can hide, compute - those inside products) + "
+            "those inside products",
+            numbers=f"min({overlap:g} x {behind:.6g}, {compute:.6g} - {own:.6g}) + {own:.6g}",
+        )
     return Node(
         f"hidden {region}",
         min(overlap * behind, compute),

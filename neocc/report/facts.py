@@ -42,7 +42,8 @@ class Row:
 @dataclass(frozen=True)
 class Traffic:
     """Collectives that are alike: bytes that a device puts in and gets out in one run, runs and
-    seconds of all of them in a step; what runs them, and the seconds of XLA's own."""
+    seconds of all of them in a step; what runs them, and the seconds of XLA's own. waiting: of
+    those inside products, what no product hides; working: what the products take more."""
 
     kind: str
     axis: str
@@ -57,6 +58,8 @@ class Traffic:
     algorithm: str
     lossy: bool
     standard: float
+    waiting: float = 0.0
+    working: float = 0.0
 
 
 def layout_words(type: TensorType, mesh: Mesh) -> str:
@@ -167,6 +170,8 @@ def traffic(plan: Plan) -> list[Traffic]:
                 algorithm_words(first.algorithm, first.grid),
                 is_lossy(first.kind, first.algorithm),
                 sum(c.count * c.standard for c in alike),
+                sum(c.count * c.inside.waiting for c in alike if c.inside),
+                sum(c.count * c.inside.working for c in alike if c.inside),
             )
         )
     return sorted(rows, key=lambda r: -r.seconds)

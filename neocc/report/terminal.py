@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from neocc.cost.algorithms import STANDARD
+from neocc.cost.algorithms import PRODUCTS, STANDARD
 from neocc.ir.ops import HOST_MOVES
 from neocc.lower.audit import Audit, summary
 from neocc.passes.plan import Plan
@@ -167,7 +167,11 @@ def by_words(r: facts.Traffic) -> str:
     if r.algorithm == STANDARD:
         return ""
     lossy = ", lossy" if r.lossy else ""
-    return f"; by {r.algorithm}{lossy}; XLA's own: {seconds_text(r.standard)}"
+    own = f"XLA's own: {seconds_text(r.standard)}"
+    if r.algorithm == PRODUCTS:
+        more = f"waits {seconds_text(r.waiting)}, products take {seconds_text(r.working)} more"
+        return f"; inside products: {more}; {own}"
+    return f"; by {r.algorithm}{lossy}; {own}"
 
 
 def times(c: Compilation) -> Group:

@@ -15,6 +15,7 @@ from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 from neocc.lower.audit import Audit
 from neocc.passes.layout.rules import Expert, experts
+from neocc.passes.overlap import overlapped
 from neocc.passes.plan import USABLE, Plan, make_plan
 from neocc.passes.rivals import no_slower, restricted_plan
 from neocc.passes.search import Searched, meshes_of, parts_of, search
@@ -181,20 +182,22 @@ def compile_model(
     elif isinstance(mesh, Mesh) and microbatches is not None:
         plan = clock.time(
             "plan",
-            lambda: no_slower(
-                make_plan(
-                    program,
-                    mesh,
-                    target,
-                    layout,
-                    None,
-                    memory,
-                    None,
-                    microbatches,
-                    offload,
-                    collectives=collectives,
-                ),
-                [microbatches],
+            lambda: overlapped(
+                no_slower(
+                    make_plan(
+                        program,
+                        mesh,
+                        target,
+                        layout,
+                        None,
+                        memory,
+                        None,
+                        microbatches,
+                        offload,
+                        collectives=collectives,
+                    ),
+                    [microbatches],
+                )
             ),
         )
     else:

@@ -21,7 +21,7 @@ ENDS = {
     "all_reduce": (SUM, None),
     "all_to_all": ("a", "b"),
 }
-KEYS = sorted((kind, f.name) for (kind, _), f in FORMULAS.items() if not f.kernel)
+KEYS = sorted((kind, f.name) for (kind, _), f in FORMULAS.items() if not (f.kernel or f.inside))
 
 
 def laid(mesh: Mesh, axis: int, place: object) -> Layout:

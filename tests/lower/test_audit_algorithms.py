@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from models import gpt
+from neocc.cost.algorithms import PRODUCTS
 from neocc.cost.choice import Collectives
 from neocc.cost.hardware import chip
 from neocc.ir.mesh import Mesh
@@ -18,20 +19,26 @@ from neocc.lower.collectives import ALGORITHMS
 from neocc.lower.hlo import HloFacts, read_hlo
 from neocc.lower.jax import lower
 from neocc.nn import Experts
-from neocc.passes.layout.rules import experts
+from neocc.passes.layout.rules import experts, tensor_parallel
 from neocc.passes.plan import Plan, make_plan
 from tests.lower.collectives.devices import QUICK
 
 SMALL = replace(gpt.PRESETS["tiny"], dtype="f32", embd=64, batch=8, vocab=104, layers=2)
 MOE = replace(SMALL, moe_layers=(1,), experts=Experts(8, 256, group=64), recompute=False)
-SOON = {("all_gather", "ring2"), ("all_reduce", "torus"), ("all_to_all", "shifts")}
+SOON = {
+    ("all_gather", "ring2"),
+    ("all_gather", "products"),
+    ("all_reduce", "torus"),
+    ("all_to_all", "shifts"),
+}
 KEYS = [key for key, a in ALGORITHMS.items() if not a.formula.kernel]
 
 
 def forced_to(kind: str, name: str) -> Collectives:
     """And what would take the kind's place is as slow."""
     beside = {"reduce_scatter": [f"all_reduce={name}"], "all_to_all": ["all_gather=ring"]}
-    return Collectives.asked(forced=[f"{kind}={name}", *beside.get(kind, [])])
+    others = beside.get(kind, []) if name != PRODUCTS else []
+    return Collectives.asked(forced=[f"{kind}={name}", *others])
 
 
 RIVALS = {"all_gather": "FSDP", "reduce_scatter": "FSDP", "all_to_all": "GShard on y"}
@@ -39,10 +46,13 @@ RIVALS = {"all_gather": "FSDP", "reduce_scatter": "FSDP", "all_to_all": "GShard 
 
 def compiled(kind: str, name: str) -> tuple[Plan, HloFacts]:
     program = gpt.train_step(MOE if kind == "all_to_all" else SMALL)
-    mesh = Mesh.parse("8" if RIVALS.get(kind) == "FSDP" else "2x4")
+    mesh = Mesh.parse("8" if RIVALS.get(kind) == "FSDP" and name != PRODUCTS else "2x4")
     # A chip for which f32 stays f32: the CPU has no bf16 permutes.
     target, forced = chip("a100"), forced_to(kind, name)
-    if kind in RIVALS:
+    if name == PRODUCTS:
+        rules = tensor_parallel(mesh)[1].rules
+        plan = make_plan(program, mesh, target, rules=rules, collectives=forced)
+    elif kind in RIVALS:
         found = experts(mesh, program.dims)
         rules = next(e.rules for e in found if e.name == RIVALS[kind])
         plan = make_plan(program, mesh, target, rules=rules, collectives=forced)

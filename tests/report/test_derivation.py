@@ -9,11 +9,15 @@ import pytest
 
 import neocc
 from models import gpt
+from neocc.cost.choice import Collectives
 from neocc.cost.hardware import chip
 from neocc.ir.mesh import Mesh
 from neocc.passes.alternatives import derived
+from neocc.passes.layout.rules import tensor_parallel
 from neocc.passes.plan import Plan, make_plan
+from neocc.report.certificate import verdict
 from neocc.report.derivation import FIGURES, Node, derivation, figure_sources
+from neocc.report.facts import traffic
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,27 @@ def test_figures_are_the_plan_s(plan: Plan):
     assert set(wanted) == set(FIGURES)
     for figure, value in wanted.items():
         assert math.isclose(derivation(plan, figure).value, value, rel_tol=1e-12)
+
+
+def test_figures_of_a_step_with_collectives_inside_products_are_the_sums_of_theirs():
+    mesh = Mesh.parse("2x4")
+    rules = tensor_parallel(mesh)[1].rules
+    asked = Collectives.asked(forced=["all_gather=products", "reduce_scatter=products"])
+    step = gpt.train_step(gpt.PRESETS["tiny"])
+    inside = derived(make_plan(step, mesh, chip("v5e"), rules=rules, collectives=asked))
+    assert inside.overlaps
+    for figure in ("step", "exposed", "hidden"):
+        found = derivation(inside, figure)
+        assert math.isclose(found.value, getattr(inside.timeline, figure), rel_tol=1e-12)
+        check(found)
+    (compute, _) = derivation(inside, "step").parts
+    more = [g for region in compute.parts for g in region.parts if g.label.startswith("in blocks")]
+    own = [c for c in inside.collectives if c.inside]
+    assert len(more) == len(own) > 3 and all(g.formula for g in more)
+    rows = [r for r in traffic(inside) if r.algorithm == "products"]
+    assert math.isclose(sum(r.working for r in rows), sum(g.value for g in more), rel_tol=1e-9)
+    assert all(r.waiting <= r.seconds and r.standard > 0 for r in rows)
+    assert verdict(inside) == "as given: nothing is proved of it"
 
 
 def test_a_step_rests_on_fields_of_the_table_with_their_sources(plan: Plan):

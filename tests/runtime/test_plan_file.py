@@ -25,10 +25,17 @@ from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 from neocc.passes.decisions import decisions
 from neocc.passes.layout.algebra import strategies
-from neocc.passes.layout.notation import cuts_text, parse_layout_text, parse_strategy_text
-from neocc.passes.names import program_names
+from neocc.passes.layout.notation import (
+    cuts_text,
+    move_text,
+    parse_layout_text,
+    parse_strategy_text,
+)
+from neocc.passes.layout.rules import tensor_parallel
+from neocc.passes.names import program_names, resharded
 from neocc.passes.pad import pad_inputs, unpad_outputs
 from neocc.passes.partition import simulate
+from neocc.passes.partition.verify import layout_of
 from neocc.passes.plan import Plan, make_plan
 from neocc.runtime.plan_check import Checked, plan_of
 from neocc.runtime.plan_file import ModelSource, document, fingerprint, read
@@ -162,6 +169,31 @@ def test_an_algorithm_that_cannot_run_a_move_is_refused(
     chosen, text = by_algorithms(data, move)
     chosen[text] = name
     with pytest.raises(NeoccError, match=said):
+        again(tmp_path, data, program)
+
+
+def test_what_runs_inside_products_is_kept(tmp_path: Path, program: Program):
+    asked = Collectives.asked(forced=["all_gather=products", "reduce_scatter=products"])
+    rules = tensor_parallel(MESH)[1].rules
+    plan = make_plan(program, MESH, V5E, rules=rules, collectives=asked)
+    inside = [c for c in plan.collectives if c.inside]
+    assert {c.kind for c in inside} == {"all_gather", "reduce_scatter"}
+    data = document(plan)
+    back = again(tmp_path, data, program).plan
+    assert back.collectives == plan.collectives and document(back) == data
+    # The gather of something that no product reads.
+    alone = next(c for c in plan.collectives if c.kind == "all_gather" and not c.inside)
+    value, op = next(
+        (v, op)
+        for v, op in resharded(plan.program, plan.partitioned.program)
+        if op.attrs["id"] == alone.id
+    )
+    names = next(n for n in program_names(plan.program) if value in n.values.values())
+    entry = next(name for name, v in names.values.items() if v is value)
+    region = next(r for r in data["regions"] if r["name"] == names.body.name)
+    move = move_text(layout_of(op.operands[0]), layout_of(op.result), MESH)
+    region.setdefault("algorithms", {}).setdefault(entry, {})[move] = "products"
+    with pytest.raises(NeoccError, match="is to run inside products, and has none beside it"):
         again(tmp_path, data, program)
 
 

@@ -28,14 +28,20 @@ def einsum_space(op: Op) -> Space:
     return aligned_space(op, {n: "sum" for n in names if n not in kept})
 
 
+def einsum_spec(
+    operands: tuple[TensorType, ...], result: TensorType, lead: int = 0
+) -> tuple[str, dict[str, str]]:
+    """``ab,bc->ac``, and the letter of each dim; ``lead`` more dims stand before all others."""
+    names = list(dict.fromkeys(n for t in operands for n in t.names))
+    letter = dict(zip(names, LETTERS[lead:], strict=False))
+    terms = [LETTERS[:lead] + "".join(letter[n] for n in t.names) for t in (*operands, result)]
+    return f"{terms[0]},{terms[1]}->{terms[2]}", letter
+
+
 def evaluate_einsum(op: Op, args: list[Any], ctx: Context) -> list[Any]:
-    names = list(dict.fromkeys(n for v in op.operands for n in v.type.names))
-    lead = LETTERS[: ctx.lead]
-    letter = dict(zip(names, LETTERS[ctx.lead :], strict=False))
-    a, b = (lead + "".join(letter[n] for n in v.type.names) for v in op.operands)
-    out = lead + "".join(letter[n] for n in op.result.type.names)
+    types = tuple(v.type for v in op.operands)
+    spec, _ = einsum_spec(types, op.result.type, ctx.lead)
     dtype = DTYPES[op.result.type.dtype]
-    spec = f"{a},{b}->{out}"
     if ctx.xp.__name__ == "numpy":
         wide = [x.astype("float32") if x.dtype.itemsize == 2 else x for x in args]
         return [ctx.xp.einsum(spec, *wide, optimize=True).astype(dtype, copy=False)]

@@ -2,7 +2,8 @@
 
 An ``Algorithm`` stands in for one kind of the plan's collectives on one mesh axis;
 ``ALGORITHMS`` has them by kind and name. What each sends, where it fits and what it costs is its
-``formula`` (``neocc.cost.algorithms``). ``grids`` has the same over several mesh axes,
+``formula`` (``neocc.cost.algorithms``). One that runs inside products is here without them.
+``grids`` has the same over several mesh axes,
 ``quantised`` error feedback, ``products`` and ``attention`` the collectives that hide behind their
 products.
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from neocc.cost.algorithms import FORMULAS, Formula
+from neocc.cost.algorithms import FORMULAS, PRODUCTS, Formula
 from neocc.lower.collectives import grids, quantised
 from neocc.lower.collectives.buckets import all_reduce_together
 from neocc.lower.collectives.group import Group, Groups, axis_groups, mesh_groups
@@ -93,7 +94,7 @@ def _quantised(kind: str, name: str) -> Run:
     return run
 
 
-WAYS = {"ring": 1, "ring2": 2, "dma": 2, "torus": 2, "hierarchical": 2}
+WAYS = {"ring": 1, "ring2": 2, PRODUCTS: 2, "dma": 2, "torus": 2, "hierarchical": 2}
 GRIDS = {"all_gather": _gather, "reduce_scatter": _scatter, "all_reduce": _reduce}
 
 

@@ -188,6 +188,20 @@ def per_axis(wanted: Mapping[int, Wanted]) -> Callable[[Op, Strategy], bool]:
     return allowed
 
 
+def tensor_parallel(mesh: Mesh) -> list[Expert]:
+    """Megatron's way of cutting products and the sequence between them, on each axis with data
+    parallel on the others; weights and state lie as is best. Its gathers and scatters of
+    activations are those that products can hide."""
+    axes = [i for i, size in enumerate(mesh.sizes) if size > 1]
+    found = []
+    for tensor in axes:
+        wanted = {i: prefer("batch") for i in axes if i != tensor}
+        wanted[tensor] = prefer("heads", "mlp", "expert_hidden", "vocab", "seq")
+        rules = Rules(per_axis(wanted), lambda info, type, layout: True)
+        found.append(Expert(f"tensor parallel on {mesh.names[tensor]}", rules))
+    return found
+
+
 def experts(mesh: Mesh, dims: Collection[str] = ()) -> list[Expert]:
     """Pure data parallel, FSDP (ZeRO-3), and Megatron's tensor + sequence parallel on each axis
     with data parallel on the others; where a program with these ``dims`` has a mixture of experts,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from neocc.cost.choice import Way
@@ -22,7 +22,8 @@ class Partitioned:
     Every value's type has a layout. Every op has ``attrs["id"]``, an int unique in the program;
     every op that is neither a collective nor a repeat has ``attrs["strategy"]``. A collective that
     an algorithm of ``neocc.cost.algorithms`` runs has its name as ``attrs["algorithm"]``, and the
-    sizes of the grid that it runs on, outermost first, as ``attrs["grid"]``.
+    sizes of the grid that it runs on, outermost first, as ``attrs["grid"]``; ``products`` needs
+    products beside it (``partition.groups``).
     """
 
     program: Program
@@ -39,6 +40,22 @@ def counted(region: Region, times: int) -> Iterator[tuple[Op, int]]:
             yield op, times
         for inner in op.regions:
             yield from counted(inner, times * op.attrs["dim"].size)
+
+
+def marked(program: Program, attrs: Callable[[Op], Mapping[str, object]]) -> Program:
+    """The same program, its collectives with more attributes."""
+
+    def again(region: Region) -> Region:
+        ops = []
+        for op in region.ops:
+            more = attrs(op) if op.kind in COLLECTIVES else {}
+            regions = [again(inner) for inner in op.regions]
+            if more or regions:
+                op = Op(op.kind, op.operands, op.results, {**op.attrs, **more}, regions, op.loc)
+            ops.append(op)
+        return Region(region.args, tuple(ops), region.outputs)
+
+    return Program(program.name, program.inputs, program.outputs, again(program.body))
 
 
 Ways = Callable[[Value, Move], Way]  # how a value's move runs

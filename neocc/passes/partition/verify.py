@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from neocc.cost.algorithms import FORMULAS
+from neocc.cost.algorithms import FORMULAS, PRODUCTS
 from neocc.ir.errors import IRError, LayoutError
 from neocc.ir.mesh import Layout, Mesh, Partial
 from neocc.ir.ops import COLLECTIVES, OPS, repeat_types
@@ -14,6 +14,7 @@ from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.types import TensorType
 from neocc.passes.layout.algebra import Strategy, Through, moves, op_layouts
 from neocc.passes.partition.apply import Partitioned, move_op
+from neocc.passes.partition.groups import groups_of, schedule
 
 WAY_ATTRS = ("algorithm", "grid")
 
@@ -87,6 +88,7 @@ def check_region(region: Region, mesh: Mesh, ids: set[int]) -> None:
     for value in region.outputs:
         if value not in known:
             raise IRError(f"a region gives out {value!r}, which it does not make")
+    check_groups(region)
 
 
 def whole(values: Sequence[Value]) -> tuple[TensorType, ...]:
@@ -158,6 +160,18 @@ def check_way(op: Op, mesh: Mesh) -> None:
     size = mesh.sizes[mesh.index(op.attrs["axis"])]
     if math.prod(grid) != size or not least <= len(grid) <= most:
         raise LayoutError(f"{op.kind} by {name} on a grid of {grid} for an axis of {size}")
+
+
+def check_groups(region: Region) -> None:
+    """Every collective that is to run inside products has them, and all can at once."""
+    groups = groups_of(region)
+    have = {g.collective for g in groups}
+    for op in region.ops:
+        if op.attrs.get("algorithm") == PRODUCTS and op not in have:
+            raise LayoutError(f"{op!r} is to run inside products, and has none beside it", op.loc)
+    if schedule(region, groups) is None:
+        texts = ", ".join(repr(g.collective) for g in groups)
+        raise LayoutError(f"no order runs all of these inside their products: {texts}")
 
 
 def check_repeat(op: Op, mesh: Mesh, ids: set[int]) -> None:
