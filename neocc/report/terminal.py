@@ -138,7 +138,7 @@ def memory(c: Compilation) -> Group:
 
 def collectives(plan: Plan) -> Group:
     rows = facts.traffic(plan)
-    table = columns("left", "left", "right", "right", "right", "left")
+    table = columns("left", "wrap", "right", "right", "right", "wrap")
     heads = ("collective", "of", "bytes in -> out", "runs", "time", "where")
     table.add_row(*(Text(h, style="dim") for h in heads))
     shown, rest = facts.cut_after(rows, ROWS)
