@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from neocc.cost.hardware import Chip
 from neocc.cost.roofline import elementwise_time, padded_mnk
 from neocc.cost.vector import REGISTER
-from neocc.ir.ops.attention import PRODUCTS, lowered_tiles, roles
+from neocc.ir.ops.attention import PRODUCTS, circle_of, lowered_tiles, roles
 from neocc.ir.program import Op
 
 Parts = Callable[[str], int]  # iteration dim -> number of blocks it is cut into
@@ -43,8 +43,9 @@ def attention_seconds(chip: Chip, op: Op, parts: Parts, form: AttentionForm) -> 
     rate = chip.flops(op.operands[0].type.dtype) * chip.matmul_efficiency
     products = 2.0 * batch * count * padded_mnk(chip, m, n, k) / rate
     values = (*op.operands, *op.results)
+    cut = along(op, parts)
     moved = sum(
-        math.prod(d.size // parts(d.name) for d in v.type.dims) * v.type.itemsize for v in values
+        math.prod(d.size // cut(d.name) for d in v.type.dims) * v.type.itemsize for v in values
     )
     if not form.score_passes:
         return max(products, elementwise_time(chip, moved))
@@ -55,16 +56,29 @@ def attention_seconds(chip: Chip, op: Op, parts: Parts, form: AttentionForm) -> 
     return products + elementwise_time(chip, moved + 4 * form.score_passes * scores)
 
 
+def along(op: Op, parts: Parts) -> Parts:
+    """``parts`` in which what cuts ``memory`` cuts ``seq`` too."""
+    seq, memory = op.attrs["seq"], op.attrs["memory"]
+    return lambda dim: parts(dim) * (parts(memory) if dim == seq else 1)
+
+
 def local_products(op: Op, parts: Parts) -> tuple[int, int, int, int, int]:
     """Local (batch, m, n, k) of each product, and how many run: one per tile of scores that is not
     wholly masked for each of 2 (forward) or 5 (backward). Where ``seq`` is cut no tile is left
-    out, since all devices run one program."""
+    out, since all devices run one program; where ``memory`` is, which goes round, those that are
+    left out on every device (``ir.ops.attention_ring``)."""
     r = roles(op)
     dims = {d.name: d.size // parts(d.name) for v in op.operands for d in v.type.dims}
-    cut = lowered_tiles(op, dims[r.seq], parts(r.seq) > 1)
+    devices = parts(r.memory)
+    if devices > 1:
+        shape = circle_of(op, devices)
+        cut, count = shape.tiles, sum(shape.computed)
+    else:
+        cut = lowered_tiles(op, dims[r.seq], parts(r.seq) > 1)
+        count = len(cut.pairs)
     batch = math.prod(dims[n] for n in r.batch)
     rows = math.prod(dims[n] for n in r.group) * cut.rows
-    return batch, rows, cut.columns, dims[r.head_dim], PRODUCTS[op.kind] * len(cut.pairs)
+    return batch, rows, cut.columns, dims[r.head_dim], PRODUCTS[op.kind] * count
 
 
 def attention_flops(op: Op, parts: Parts) -> int:

@@ -25,6 +25,7 @@ PREMIUM = 1.1
 COPIES = {"all_gather": 5.0, "reduce_scatter": 5.0, "all_reduce": 6.0, "all_to_all": 7.0}
 """Bytes that an algorithm reads and writes in memory for each byte that a device holds before or
 after the collective, whichever is larger."""
+RING_KIND, RING = "attention", "ring"  # the collectives of fused attention, run in the op itself
 PROBE = 1 << 40  # bytes at which the slope of an algorithm's time is read
 
 
@@ -42,9 +43,10 @@ class Way:
 @dataclass(frozen=True)
 class Collectives:
     """What may run a plan's collectives. ``auto``: the best of XLA's own and of every algorithm of
-    ``FORMULAS`` that gives the same numbers; else XLA's own. ``forced``: (kind, algorithm), in
-    place of that wherever the algorithm can run. Inside products they run, or do not, once the
-    layout is decided (``passes.products``): until then, what runs so is XLA's own."""
+    ``FORMULAS`` that gives the same numbers, and rings of fused attention; else XLA's own.
+    ``forced``: (kind, algorithm), in place of that wherever the algorithm can run;
+    ``attention=ring``: wherever keys and values would be gathered. Inside products they run, or do
+    not, once the layout is decided (``passes.products``): until then, what runs so is XLA's own."""
 
     auto: bool = True
     forced: tuple[tuple[str, str], ...] = ()
@@ -88,7 +90,7 @@ class Collectives:
         """
         sizes = [size for size in mesh.sizes if size > 1]
         for kind, name in self.forced:
-            if name == STANDARD or not sizes:
+            if name == STANDARD or kind == RING_KIND or not sizes:
                 continue
             f = formula(kind, name)
             if not any(runs(f, size) for size in sizes):
@@ -119,6 +121,10 @@ STANDARD_ONLY = Collectives(auto=False)
 
 
 def named_formula(kind: str, name: str) -> str:
+    if kind == RING_KIND:
+        if name not in (RING, STANDARD):
+            raise LayoutError(f"collective {kind}={name}: one of {STANDARD}, {RING}")
+        return name
     if name == STANDARD and any(k == kind for k, _ in FORMULAS):
         return name
     try:

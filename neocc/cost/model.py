@@ -19,14 +19,15 @@ from neocc.cost.attention import (
 from neocc.cost.choice import STANDARD_ONLY, Collectives, Way, runs, way_of
 from neocc.cost.collectives import collective_time
 from neocc.cost.hardware import Chip, HardwareError
+from neocc.cost.ring_attention import RingTime, ring_time
 from neocc.cost.roofline import elementwise_time, matmul_time, product_time
 from neocc.cost.tiling import LANES, copied_seconds, lane_dim
 from neocc.cost.topology import AxisLink, Topology
 from neocc.cost.topology import topology as default_topology
 from neocc.cost.vector import single_row_time, vector_time
-from neocc.ir.mesh import Layout, Mesh, Partial
+from neocc.ir.mesh import Layout, Mesh, Partial, Strategy
 from neocc.ir.ops import ATTENTION, ELEMENTWISE
-from neocc.ir.ops.attention import PRODUCTS
+from neocc.ir.ops.attention import PRODUCTS, circle_of, ring_axis, ring_sends
 from neocc.ir.program import Op, Value
 from neocc.ir.types import Dim, TensorType
 
@@ -145,6 +146,32 @@ class CostModel:
             moved = sum(self.local_bytes(v, parts) for v in every if v not in unmoved)
         vector = self.vector_seconds([op], parts) * (1 + again)
         return max(elementwise_time(self.chip, moved), vector) + self.chip.kernel_overhead
+
+    def ring(self, op: Op, strategy: Strategy) -> RingTime | None:
+        """One run of an op whose blocks go round an axis, if they do: of fused attention."""
+        axis = ring_axis(op, strategy)
+        if axis is None:
+            return None
+        key = (op, strategy)
+        if key not in self.rings:
+            blocks, devices = strategy.blocks(self.mesh), self.mesh.sizes[axis]
+
+            def parts(dim: str) -> int:
+                return blocks.get(dim, 1)
+
+            compute = self.op_seconds(op, parts)
+            computed = circle_of(op, devices).computed
+            sends = ring_sends(op, devices, parts)
+            times = (
+                ring_time(compute, computed, sends, link, self.overlap) for link in self.links[axis]
+            )
+            self.rings[key] = min(times, key=lambda t: t.exposed)
+        return self.rings[key]
+
+    @cached_property
+    def rings(self) -> dict[tuple[Op, Strategy], RingTime]:
+        """Of every ring that was asked for."""
+        return {}
 
     def traffic_seconds(self, values: Iterable[Value], parts: Parts) -> float:
         """Time to read or write each value once: what a fused cluster costs in memory."""

@@ -8,15 +8,17 @@ stays unexplained fails the audit.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from neocc.cost.algorithms import STANDARD, formula
+from neocc.cost.choice import RING
 from neocc.ir.mesh import Mesh
 from neocc.ir.ops import HOST_MOVES
 from neocc.lower.hlo import Collective as Compiled
@@ -24,7 +26,9 @@ from neocc.lower.hlo import HloFacts, axes_of, axes_of_pairs, read_hlo
 from neocc.passes.plan import Collective as Planned
 from neocc.passes.plan import Plan, local_flops
 
-SCOPE = re.compile(r"neocc\.(?:all_gather|all_reduce|reduce_scatter|all_to_all)\.(\d+)")
+SCOPE = re.compile(
+    r"neocc\.(?:all_gather|all_reduce|reduce_scatter|all_to_all|attention|attention_grad)\.(\d+)"
+)
 SCATTERED = "made an all-reduce and a slice"
 MEMORY_TOLERANCE = 0.10  # share by which the predicted peak may miss the compiler's
 
@@ -187,7 +191,7 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
 
     def take_permutes() -> None:
         """Collectives that an algorithm runs: each of its messages is a permute of its own."""
-        for p in [p for p in planned if p.algorithm != STANDARD]:
+        for p in [p for p in planned if p.algorithm != STANDARD and not p.pairs]:
             own = [c for c in compiled if ids[c] == [p.id] and c.kind == "collective-permute"]
             wanted = messages(p, mesh)
             sent = Counter((frozenset(c.groups), c.operand_bytes) for c in own)
@@ -200,7 +204,36 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
                     compiled.remove(c)
                     findings.append(Finding(None if i else p, c, words, True))
 
+    def take_rings() -> None:
+        """What ring attention sends: each permute as often as planned. Attention that is computed
+        again beside its gradient may share with it what both send."""
+        alike: dict[tuple[object, ...], list[Planned]] = defaultdict(list)
+        for p in planned:
+            if p.pairs:
+                alike[p.region, device_pairs(p, mesh), p.bytes].append(p)
+        for (_, pairs, size), same in alike.items():
+            by = {p.id for p in same}
+            own = [c for c in compiled if c.kind == "collective-permute" and by.issuperset(ids[c])]
+            own = [
+                c for c in own if ids[c] and (frozenset(c.groups), c.operand_bytes) == (pairs, size)
+            ]
+            wanted = Counter[int]()
+            for p in same:
+                wanted[p.id] += p.count
+            runs = sum(c.trip_count for c in own)
+            if not max(wanted.values()) <= runs <= wanted.total():
+                continue
+            merged = wanted.total() - runs
+            words = f"{merged} runs merged with equal ones" if merged else "as planned"
+            for p, c in itertools.zip_longest(same, own):
+                findings.append(Finding(p, c, f"by {RING}, {words}", True))
+            for p in same:
+                planned.remove(p)
+            for c in own:
+                compiled.remove(c)
+
     take_permutes()
+    take_rings()
     take(known(exact), "", True)
     take(exact, "", True)
     take_folded()
@@ -244,6 +277,14 @@ def messages(p: Planned, mesh: Mesh) -> Counter[tuple[frozenset[tuple[int, ...]]
             targets = np.roll(devices, -m.by, axis=1 + m.ring).ravel().tolist()
             found[frozenset(zip(devices.ravel().tolist(), targets, strict=True)), m.bytes] += 1
     return found
+
+
+def device_pairs(p: Planned, mesh: Mesh) -> frozenset[tuple[int, ...]]:
+    """Source and target devices of a permute along an axis."""
+    axis = mesh.index(p.axis)
+    devices = np.moveaxis(np.arange(mesh.size).reshape(mesh.sizes), axis, 0).reshape(p.grid[0], -1)
+    every = ((devices[s].tolist(), devices[t].tolist()) for s, t in p.pairs)
+    return frozenset(pair for s, t in every for pair in zip(s, t, strict=True))
 
 
 def values(p: Planned) -> int:

@@ -24,6 +24,8 @@ from neocc.cost.rounds import factors
 from neocc.ir.errors import IRError, LayoutError
 from neocc.ir.mesh import Mesh, Partial
 from neocc.ir.ops import COLLECTIVES, HOST_MOVES, OPS, Context
+from neocc.ir.ops.attention import ring_axis
+from neocc.ir.ops.base import Ring
 from neocc.ir.ops.contraction import einsum_spec
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.reference import scan_repeat
@@ -262,8 +264,14 @@ class Device:
         if op.kind in COLLECTIVES:
             return [self.collective(op, operands[0])]
         strategy: Strategy = op.attrs["strategy"]
-        ctx = Context(jnp, 0, lambda name, size: self.block(strategy, name, size), self.rounds)
-        kernel = self.kernels.get(op.kind)
+        ctx = Context(
+            jnp,
+            0,
+            lambda name, size: self.block(strategy, name, size),
+            self.rounds,
+            lambda name: self.ring(strategy, name),
+        )
+        kernel = self.kernels.get(op.kind) if ring_axis(op, strategy) is None else None
         made = kernel(op, operands, ctx) if kernel else None
         return OPS[op.kind].evaluate(op, operands, ctx) if made is None else made
 
@@ -275,6 +283,13 @@ class Device:
         for i in axes:
             number = number * self.mesh.sizes[i] + lax.axis_index(self.mesh.names[i])
         return local, number * local
+
+    def ring(self, strategy: Strategy, name: str) -> Ring | None:
+        """The devices of the axis that cuts an iteration dim."""
+        if name not in strategy.axes:
+            return None
+        axis, size = self.mesh.axes[strategy.axes.index(name)]
+        return Ring(size, lax.axis_index(axis), lambda x, pairs: lax.ppermute(x, axis, pairs))
 
     def collective(self, op: Op, x: Any) -> Any:
         type, attrs = op.operands[0].type, op.attrs

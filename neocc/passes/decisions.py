@@ -19,7 +19,7 @@ from neocc.ir.ops import OPS
 from neocc.ir.ops.base import SEQUENTIAL
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.types import TensorType
-from neocc.passes.layout.algebra import Assignment, Boundary, op_layouts
+from neocc.passes.layout.algebra import Assignment, Boundary, op_layouts, ring_fault
 from neocc.passes.layout.algebra import moves as legal_moves
 from neocc.passes.layout.cluster import Cluster
 from neocc.passes.layout.notation import layout_text
@@ -309,7 +309,8 @@ class Assigner:
 
     def check(self, where: str, op: Op, group: Cluster, strategy: Strategy) -> None:
         """Each axis cuts a dim that may be cut, or passes on what the op is linear in."""
-        iters = {i.name: i for i in OPS[op.kind].space(op).iters}
+        space = OPS[op.kind].space(op)
+        iters = {i.name: i for i in space.iters}
         for axis, choice in zip(self.mesh.names, strategy.axes, strict=True):
             if isinstance(choice, Through):
                 self.check_through(f"{where}: {choice}:{axis}", op, group, choice)
@@ -326,6 +327,8 @@ class Assigner:
                         f"{where}: {choice!r} is cut into {parts}, which does not divide its size "
                         f"{size}"
                     )
+        if fault := ring_fault(space, strategy, self.mesh):
+            raise LayoutError(f"{where}: {fault}")
 
     def check_through(self, where: str, op: Op, group: Cluster, choice: Through) -> None:
         linear = OPS[op.kind].linear(op)

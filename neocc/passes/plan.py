@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from neocc.cost.algorithms import PRODUCTS, STANDARD
-from neocc.cost.choice import STANDARD_ONLY, Collectives, Way
+from neocc.cost.choice import RING, STANDARD_ONLY, Collectives, Way
 from neocc.cost.hardware import Chip
 from neocc.cost.model import CostModel, formula_flops, on_vector_unit, product_flops
 from neocc.cost.products import Overlapped
@@ -15,11 +15,14 @@ from neocc.cost.topology import Topology
 from neocc.ir.errors import Loc
 from neocc.ir.mesh import Mesh
 from neocc.ir.ops import COLLECTIVES, HOST_MOVES
+from neocc.ir.ops.attention import ring_axis
+from neocc.ir.ops.attention_ring import Pairs
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.passes.hoist import hoist_casts
 from neocc.passes.layout.algebra import Assignment, Move, Strategy
 from neocc.passes.layout.memory import Memory
 from neocc.passes.layout.problem import Problem, Rules, build, hideable_values
+from neocc.passes.layout.rings import gathered_seconds
 from neocc.passes.layout.rules import given_layout, padded_sizes, parse_layout
 from neocc.passes.layout.solve import Solution
 from neocc.passes.layout.within import solve_within
@@ -46,6 +49,9 @@ class Collective:
     hideable: the others can run behind the compute of its region. algorithm: what runs it, on a
     grid of ``grid`` devices; standard: seconds of one run by XLA's own; itemsize: bytes of a value.
     inside: what it takes inside products, if it runs so; seconds are then those of its transfers.
+
+    A permute of ring attention bears the id of the op that sends it; pairs: (source, target) places
+    along the axis; within: seconds of a run that pass behind the op's own products.
     """
 
     id: int
@@ -66,6 +72,8 @@ class Collective:
     standard: float = 0.0
     itemsize: int = 1
     inside: Overlapped | None = None
+    pairs: Pairs = ()
+    within: float = 0.0
 
     @property
     def behind(self) -> float:
@@ -96,7 +104,11 @@ class Timeline:
         behind = min(share * others, max(0.0, compute - own))
         total = sum(c.seconds * c.count for c in collectives)
         more = sum(c.inside.working * c.count for c in collectives if c.inside is not None)
-        return Timeline(compute + more, total - behind - own, behind + own)
+        # Rings hide what they hide behind their own op, whose seconds have what they wait for.
+        within = sum(c.within * c.count for c in collectives)
+        waits = sum((c.seconds - c.within) * c.count for c in collectives if c.pairs)
+        hidden = behind + own + within
+        return Timeline(compute + more - waits, total - hidden, hidden)
 
 
 @dataclass(frozen=True)
@@ -363,6 +375,7 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
         whole = origins(body.region)
         inside = priced(body.region, cost)
         for op in body.region.ops:
+            found += ring_collectives(op, body, cost)
             if op.kind not in COLLECTIVES:
                 continue
             before = op.operands[0].type.local_bytes(mesh)
@@ -400,6 +413,43 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
                 )
             )
     return found
+
+
+def ring_collectives(op: Op, body: Body, cost: CostModel) -> list[Collective]:
+    """The permutes of ring attention (``standard``: the collectives that they take the
+    place of), if it is one."""
+    strategy = op.attrs.get("strategy")
+    axis = ring_axis(op, strategy) if isinstance(strategy, Strategy) else None
+    time = cost.ring(op, strategy) if isinstance(strategy, Strategy) else None
+    if not isinstance(strategy, Strategy) or axis is None or time is None:
+        return []
+    name, devices = cost.mesh.axes[axis]
+    _, gathered = gathered_seconds(op, strategy, cost) or (0.0, 0.0)
+    standard = gathered / max(1, sum(p.count for p in time.permutes))
+    return [
+        Collective(
+            id=op.attrs["id"],
+            kind="permute",
+            axis=name,
+            dim=op.attrs["memory"] if p.moving else op.attrs["seq"],
+            tensor=f"{', '.join(p.what)} of {op.kind}",
+            loc=op.loc,
+            bytes=p.bytes,
+            result_bytes=p.bytes,
+            count=body.trips * p.count,
+            seconds=p.seconds,
+            copying=0.0,
+            hideable=False,
+            region=body.name,
+            algorithm=RING,
+            grid=(devices,),
+            standard=standard,
+            itemsize=op.operands[0].type.itemsize,
+            pairs=p.pairs,
+            within=p.hidden,
+        )
+        for p in time.permutes
+    ]
 
 
 def compute_of(problem: Problem, solution: Solution) -> dict[Region, float]:

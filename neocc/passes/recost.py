@@ -93,7 +93,9 @@ def locate(ready: Ready, assignment: Assignment) -> tuple[Problem, dict[Choice, 
     def lies(info: Input, type: TensorType, layout: Layout) -> bool:
         return stored[info] == layout
 
-    problem = build(ready.program, ready.mesh, ready.cost, Rules(strategy, lies))
+    problem = build(
+        ready.program, ready.mesh, ready.cost, Rules(strategy, lies, rings=lambda op: True)
+    )
     picked, missing = options(problem, assignment)
     if missing is not None:
         raise LayoutError(f"{missing}: what the plan decides is legal, but neocc cannot cost it")

@@ -119,7 +119,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             for op in body.region.ops
             if "strategy" in op.attrs
         ],
-        "collectives": [collective(c, names[c.id]) for c in plan.collectives],
+        "collectives": [collective(c, names.get(c.id, c.tensor)) for c in plan.collectives],
         "paddings": [{"dim": p.dim, "from": p.true, "to": p.padded} for p in plan.paddings],
         "certificate": {
             "verdict": verdict(plan),

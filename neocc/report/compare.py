@@ -153,7 +153,7 @@ def moves(plan: Plan) -> Found:
     kinds: dict[str, dict[str, None]] = defaultdict(dict)
     for c in plan.collectives:
         if c.kind != "slice":
-            what = f"{c.region}: {names[c.id]}"
+            what = f"{c.region}: {names.get(c.id, c.tensor)}"
             seconds[what] += c.seconds * c.count
             kinds[what][f"{c.kind.replace('_', '-')} on {c.axis}"] = None
     return {what: (", ".join(kinds[what]), s) for what, s in seconds.items()}

@@ -13,6 +13,7 @@ from neocc.ir.mesh import Layout
 from neocc.ir.types import TensorType
 from neocc.passes.layout.memory import held_by_copies, measure, peak, points
 from neocc.passes.layout.notation import layout_text
+from neocc.passes.layout.problem import Choice
 from neocc.passes.names import program_names
 from neocc.passes.plan import Collective, Plan, bodies
 from neocc.report import facts
@@ -114,7 +115,8 @@ def compute_parts(plan: Plan) -> tuple[Node, ...]:
         for choice, i in plan.solution.picked.items():
             first = next((op for op in choice.strategies if op in labels), None)
             if choice.region is names.body.region and first is not None and choice.seconds[i]:
-                groups.append(node(labels[first], choice.seconds[i]))
+                waits = names.body.trips * waiting(plan, choice, i)
+                groups.append(node(labels[first], choice.seconds[i] - waits))
         for c in transfers(plan, names.body.name):
             if c.inside is not None:
                 label = f"in blocks, beside the {collective_words(c, tensors[c.id])}"
@@ -124,6 +126,13 @@ def compute_parts(plan: Plan) -> tuple[Node, ...]:
             total = sum(g.value for g in groups)
             regions.append(Node(f"compute {names.body.name}", total, parts=tuple(groups)))
     return tuple(sorted(regions, key=lambda r: -r.value))
+
+
+def waiting(plan: Plan, choice: Choice, i: int) -> float:
+    """Seconds in which one run of a group waits for what it sends within itself."""
+    cost = plan.problem.cost
+    rings = (cost.ring(op, s) for op, made in choice.strategies.items() if (s := made[i]))
+    return sum(ring.exposed for ring in rings if ring is not None)
 
 
 def transfers(plan: Plan, region: str) -> list[Collective]:
@@ -149,7 +158,9 @@ def exposed(plan: Plan) -> Node:
         if not total:
             continue
         behind = hidden(plan, region)
-        moved = sorted((collective_node(c, tensors[c.id]) for c in here), key=lambda n: -n.value)
+        moved = sorted(
+            (collective_node(c, tensors.get(c.id, c.tensor)) for c in here), key=lambda n: -n.value
+        )
         all_of_it = Node(f"transfers {region}", total, parts=tuple(moved))
         parts = (all_of_it, replace(behind, value=-behind.value)) if behind.value else (all_of_it,)
         regions.append(
@@ -169,20 +180,23 @@ def hidden(plan: Plan, region: str) -> Node:
     inside = next(b.region for b in bodies(plan.problem.program.body) if b.name == region)
     picked = plan.solution.picked.items()
     compute = sum(float(c.seconds[i]) for c, i in picked if c.region is inside)
+    within = sum(float(c.within) * c.count for c in here)
+    rings = (" + permutes behind their own op", f" + {within:.6g}") if within else ("", "")
     if own:
         left = max(0.0, compute - own)
         return Node(
             f"hidden {region}",
-            min(overlap * behind, left) + own,
+            min(overlap * behind, left) + own + within,
             formula="min(overlap x transfers that can hide, compute - those inside products) + "
-            "those inside products",
-            numbers=f"min({overlap:g} x {behind:.6g}, {compute:.6g} - {own:.6g}) + {own:.6g}",
+            f"those inside products{rings[0]}",
+            numbers=f"min({overlap:g} x {behind:.6g}, {compute:.6g} - {own:.6g}) + {own:.6g}"
+            f"{rings[1]}",
         )
     return Node(
         f"hidden {region}",
-        min(overlap * behind, compute),
-        formula="min(overlap x transfers that can hide, compute)",
-        numbers=f"min({overlap:g} x {behind:.6g}, {compute:.6g})",
+        min(overlap * behind, compute) + within,
+        formula=f"min(overlap x transfers that can hide, compute){rings[0]}",
+        numbers=f"min({overlap:g} x {behind:.6g}, {compute:.6g}){rings[1]}",
     )
 
 

@@ -43,7 +43,8 @@ class Row:
 class Traffic:
     """Collectives that are alike: bytes that a device puts in and gets out in one run, runs and
     seconds of all of them in a step; what runs them, and the seconds of XLA's own. waiting: of
-    those inside products, what no product hides; working: what the products take more."""
+    those inside products, what no product hides; working: what the products take more; within: of
+    those of ring attention, what passes behind the op's products."""
 
     kind: str
     axis: str
@@ -60,6 +61,7 @@ class Traffic:
     standard: float
     waiting: float = 0.0
     working: float = 0.0
+    within: float = 0.0
 
 
 def layout_words(type: TensorType, mesh: Mesh) -> str:
@@ -161,7 +163,7 @@ def traffic(plan: Plan) -> list[Traffic]:
                 first.axis,
                 first.dim if len({c.dim for c in alike}) == 1 else None,
                 first.region,
-                tuple(dict.fromkeys(names[c.id] for c in alike)),
+                tuple(dict.fromkeys(names.get(c.id, c.tensor) for c in alike)),
                 first.bytes,
                 first.result_bytes,
                 sum(c.count for c in alike),
@@ -172,6 +174,7 @@ def traffic(plan: Plan) -> list[Traffic]:
                 sum(c.count * c.standard for c in alike),
                 sum(c.count * c.inside.waiting for c in alike if c.inside),
                 sum(c.count * c.inside.working for c in alike if c.inside),
+                sum(c.count * c.within for c in alike),
             )
         )
     return sorted(rows, key=lambda r: -r.seconds)

@@ -166,6 +166,9 @@ def by_words(r: facts.Traffic) -> str:
     """What runs a row of collectives, where it is not XLA's own."""
     if r.algorithm == STANDARD:
         return ""
+    if r.kind == "permute":  # of ring attention
+        behind = f", {seconds_text(r.within)} behind its products" if r.within else ""
+        return f"; by {r.algorithm}{behind}; gathered instead: {seconds_text(r.standard)}"
     lossy = ", lossy" if r.lossy else ""
     own = f"XLA's own: {seconds_text(r.standard)}"
     if r.algorithm == PRODUCTS:

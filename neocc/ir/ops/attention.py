@@ -14,6 +14,9 @@ Attributes: ``seq``, ``memory`` and ``head_dim`` name dims; ``scale`` multiplies
 ``length``, if given: only the first so many keys (the others are padding). i and j are global
 indices, wherever ``seq`` is cut.
 
+Where one mesh axis cuts ``memory`` it cuts ``seq`` too, and the keys go round
+(``attention_ring``).
+
 Under NumPy the whole of the scores is made at once; under JAX, where they do not fit one tile, a
 loop runs over the tiles that hold a visible score and keeps running maxima and sums.
 """
@@ -21,11 +24,14 @@ loop runs over the tiles that hold a visible score and keeps running maxima and 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from neocc.ir.ops import attention_tiles
+from neocc.ir.mesh import Strategy
+from neocc.ir.ops import attention_ring, attention_tiles
+from neocc.ir.ops.attention_ring import Circle, Sent, circle, sent
 from neocc.ir.ops.attention_tiles import (
     LOWEST,
     Kernel,
@@ -38,6 +44,7 @@ from neocc.ir.ops.attention_tiles import (
     tiles,
 )
 from neocc.ir.ops.base import (
+    RING,
     SEQUENTIAL,
     Attrs,
     Context,
@@ -135,14 +142,14 @@ def infer_grad(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType,
 
 def attention_space(op: Op) -> Space:
     r = roles(op)
-    return aligned_space(op, dict.fromkeys((r.memory, r.head_dim), SEQUENTIAL))
+    return aligned_space(op, {r.memory: RING, r.head_dim: SEQUENTIAL}, {r.memory: r.seq})
 
 
 def grad_space(op: Op) -> Space:
     """dk and dv sum over the queries; dq has them."""
     r = roles(op)
-    whole = dict.fromkeys((r.memory, r.head_dim), SEQUENTIAL)
-    return aligned_space(op, {**whole, **dict.fromkeys((r.seq, *r.group), "sum")})
+    kinds = {r.memory: RING, r.head_dim: SEQUENTIAL, **dict.fromkeys((r.seq, *r.group), "sum")}
+    return aligned_space(op, kinds, {r.memory: r.seq})
 
 
 # Meaning
@@ -159,6 +166,46 @@ def lowered_tiles(op: Op, seq: int, cut: bool) -> Tiles:
     memory = op.operands[1].type.dim(attrs["memory"]).size
     window = attrs.get("window")
     return tiles(seq, memory, keys_of(op), attrs["causal"], window, start, attention_tiles.BLOCK)
+
+
+def ring_axis(op: Op, strategy: Strategy) -> int | None:
+    """The mesh axis along which an op sends its keys and values round, if it is one that does."""
+    memory = op.attrs["memory"] if op.kind in ATTENTION else None
+    return strategy.axes.index(memory) if memory in strategy.axes and memory else None
+
+
+def circle_of(op: Op, devices: int) -> Circle:
+    """How a ring of devices shares an op, whose ``seq`` and ``memory`` no other axis cuts."""
+    r, attrs = roles(op), op.attrs
+    q, k = (v.type for v in op.operands[:2])
+    local = (q.dim(r.seq).size // devices, k.dim(r.memory).size // devices)
+    return circle(*local, attrs["causal"], attrs.get("window"), devices, attention_tiles.BLOCK)
+
+
+def ring_sends(op: Op, devices: int, parts: Callable[[str], int]) -> list[Sent]:
+    """All permutes of one run on a ring of devices. ``parts``: into how many blocks each dim is
+    cut, ``seq`` by the ring alone."""
+    q, k = op.operands[0].type, op.operands[1].type
+    grad = op.kind == "attention_grad"
+    stats = stats_type(q, op.attrs)
+
+    def size(t: TensorType, dtype: str | None = None) -> int:
+        cut = {op.attrs["seq"]: devices, op.attrs["memory"]: devices}
+        shape = (d.size // cut.get(d.name, parts(d.name)) for d in t.dims)
+        return math.prod(shape) * TensorType((), dtype or t.dtype).itemsize
+
+    dtype = op.results[0].type.dtype
+    bytes = {"q": size(q), "k": size(k), "v": size(k), "lse": size(stats)}
+    bytes |= {
+        "out": size(q, dtype),
+        "dout": size(q),
+        "dq": size(q, dtype),
+        "stats": 2 * size(stats),
+    }
+    bytes |= dict.fromkeys(("dk", "dv"), size(k, dtype))
+    bytes |= dict.fromkeys(("dk+", "dv+"), size(k, stats.dtype))
+    count = math.prod(q.dim(n).size // parts(n) for n in roles(op).batch)
+    return sent(circle_of(op, devices), grad, count, bytes)
 
 
 Groups = tuple[tuple[str, ...], ...]
@@ -225,7 +272,10 @@ def evaluate_attention(op: Op, args: list[Any], ctx: Context) -> list[Any]:
         folded(x, o.type.names, form, ctx)
         for x, o, form in zip(args, op.operands, forms, strict=True)
     )
-    if ctx.xp.__name__ == "numpy" or cut.one:
+    if (ring := ctx.ring(op.attrs["memory"])) is not None:
+        dtype = DTYPES[op.results[0].type.dtype]
+        made = attention_ring.forward(kernel, circle_of(op, ring.size), ring, q, k, v, dtype)
+    elif ctx.xp.__name__ == "numpy" or cut.one:
         i, j = all_indices(kernel, q.shape[-2], k.shape[-2], ctx)
         nothing = (0.0, 0.0, kernel.dtype.type(LOWEST))
         made = kernel.finish(kernel.step(nothing, merged(q, ctx.lead + 1), k, v, i, j))
@@ -250,7 +300,11 @@ def evaluate_grad(op: Op, args: list[Any], ctx: Context) -> list[Any]:
     lse = kernel.finite(lse)
     delta = ctx.xp.sum(out.astype(kernel.dtype) * dout.astype(kernel.dtype), axis=-1)
     dout = dout.astype(q.dtype)
-    if ctx.xp.__name__ == "numpy" or cut.one:
+    if (ring := ctx.ring(op.attrs["memory"])) is not None:
+        dtype = DTYPES[op.results[0].type.dtype]
+        shape = circle_of(op, ring.size)
+        grads = attention_ring.backward(kernel, shape, ring, (q, k, v, dout), (lse, delta), dtype)
+    elif ctx.xp.__name__ == "numpy" or cut.one:
         i, j = all_indices(kernel, q.shape[-2], k.shape[-2], ctx)
         q, dout, lse, delta = (merged(x, ctx.lead + 1) for x in (q, dout, lse, delta))
         q, k = kernel.anew(q, k)

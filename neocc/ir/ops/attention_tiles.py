@@ -7,9 +7,9 @@ of the queries, q[n, rows, d] with those of all groups in the rows, by some of t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 BLOCK = 512  # most queries, and most keys, of a tile
@@ -91,8 +91,9 @@ class Kernel:
         return self.xp.matmul(a, b, preferred_element_type=self.dtype)
 
     def scores(self, q: Any, k: Any, i: Any, j: Any) -> Any:
-        """Scores of queries i[lead..., rows] and keys j[columns], ``MASKED`` where not seen."""
-        i = i[..., None, :, None]
+        """Scores of queries i[lead..., rows] and keys j[lead..., columns], ``MASKED`` where not
+        seen."""
+        i, j = i[..., None, :, None], j[..., None, None, :]
         seen = j < self.keys
         seen = self.xp.broadcast_to(seen, self.xp.broadcast_shapes(i.shape, seen.shape))
         if self.causal:
@@ -186,9 +187,11 @@ def in_tiles(x: Any, axis: int, count: int, size: int) -> Any:
     return jnp.pad(x, width) if width[axis][1] else x
 
 
+Numbers = Callable[[Any, Any], tuple[Any, Any]]  # of a tile's rows and columns -> global indices
+
+
 def forward_loop(kernel: Kernel, cut: Tiles, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
     """out[n, group, seq, d] and lse[n, group, seq], tile by tile."""
-    from jax import lax
     from jax import numpy as jnp
 
     n, group, seq, d = q.shape
@@ -200,21 +203,40 @@ def forward_loop(kernel: Kernel, cut: Tiles, q: Any, k: Any, v: Any) -> tuple[An
         jnp.zeros(shape, kernel.dtype),
         jnp.full(shape, LOWEST, kernel.dtype),
     )
+    pairs = jnp.asarray(cut.pairs, jnp.int32).reshape(-1, 2)
+    state = forward_tiles(kernel, cut, pairs, partial(tile_indices, kernel, cut), *start, q, k, v)
+    out, lse = kernel.finish(state)
+    return out[:, :, :seq], lse[:, :, :seq]
+
+
+def forward_tiles(
+    kernel: Kernel,
+    cut: Tiles,
+    pairs: Any,
+    numbers: Numbers,
+    total: Any,
+    weight: Any,
+    top: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+) -> tuple[Any, Any, Any]:
+    """A running state of the queries with the tiles ``pairs[count, 2]`` of their scores in it; of
+    arrays that are whole tiles."""
+    from jax import lax
 
     def tile(state: Any, pair: Any) -> tuple[Any, None]:
         a, b = pair
         rows, columns = Window(a, cut.rows, 2), Window(b, cut.columns, 1)
         own = [merged(rows.read(x), 1) for x in state]
-        i, j = tile_indices(kernel, cut, a, b)
+        i, j = numbers(a, b)
         new = kernel.step(
             tuple(own), merged(rows.read(q), 1), columns.read(k), columns.read(v), i, j
         )
         return tuple(rows.write(x, y) for x, y in zip(state, new, strict=True)), None
 
-    pairs = jnp.asarray(cut.pairs, jnp.int32).reshape(-1, 2)
-    state, _ = lax.scan(tile, start, (pairs[:, 0], pairs[:, 1]))
-    out, lse = kernel.finish(state)
-    return out[:, :, :seq], lse[:, :, :seq]
+    state, _ = lax.scan(tile, (total, weight, top), (pairs[:, 0], pairs[:, 1]))
+    return state
 
 
 def backward_loop(
@@ -228,18 +250,41 @@ def backward_loop(
     delta: Any,
 ) -> tuple[Any, Any, Any]:
     """dq[n, group, seq, d], dk and dv[n, memory, d], tile by tile."""
-    from jax import lax
     from jax import numpy as jnp
 
     seq, memory = q.shape[2], k.shape[1]
     q, dout, lse, delta = (in_tiles(x, 2, cut.down, cut.rows) for x in (q, dout, lse, delta))
     k, v = (in_tiles(x, 1, cut.across, cut.columns) for x in (k, v))
-    start = tuple(jnp.zeros(x.shape, kernel.dtype) for x in (q, k, v))
+    dq, dk, dv = (jnp.zeros(x.shape, kernel.dtype) for x in (q, k, v))
+    pairs = jnp.asarray(cut.pairs, jnp.int32).reshape(-1, 2)
+    numbers = partial(tile_indices, kernel, cut)
+    sums = (dq, dk, dv)
+    dq, dk, dv = backward_tiles(kernel, cut, pairs, numbers, *sums, q, k, v, dout, lse, delta)
+    return dq[:, :, :seq], dk[:, :memory], dv[:, :memory]
+
+
+def backward_tiles(
+    kernel: Kernel,
+    cut: Tiles,
+    pairs: Any,
+    numbers: Numbers,
+    dq: Any,
+    dk: Any,
+    dv: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    dout: Any,
+    lse: Any,
+    delta: Any,
+) -> tuple[Any, Any, Any]:
+    """dq, dk and dv with the terms of the tiles ``pairs[count, 2]``; of whole tiles."""
+    from jax import lax
 
     def tile(sums: Any, pair: Any) -> tuple[Any, None]:
         a, b = pair
         rows, columns = Window(a, cut.rows, 2), Window(b, cut.columns, 1)
-        i, j = tile_indices(kernel, cut, a, b)
+        i, j = numbers(a, b)
         dq, dk, dv = sums
         own_q, own_dout, own_lse, own_delta = (
             merged(rows.read(x), 1) for x in (q, dout, lse, delta)
@@ -252,9 +297,8 @@ def backward_loop(
             columns.write(dv, columns.read(dv) + terms[2]),
         ), None
 
-    pairs = jnp.asarray(cut.pairs, jnp.int32).reshape(-1, 2)
-    (dq, dk, dv), _ = lax.scan(tile, start, (pairs[:, 0], pairs[:, 1]))
-    return dq[:, :, :seq], dk[:, :memory], dv[:, :memory]
+    sums, _ = lax.scan(tile, (dq, dk, dv), (pairs[:, 0], pairs[:, 1]))
+    return sums
 
 
 def tile_indices(kernel: Kernel, cut: Tiles, a: Any, b: Any) -> tuple[Any, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,15 @@ from neocc.ir.program import Op
 from neocc.ir.types import TensorType
 
 Attrs = Mapping[str, Any]
-PARALLEL, SEQUENTIAL = "parallel", "sequential"  # other kinds: the reductions sum, max, min
+# Kinds of iteration dims; the others are the reductions sum, max, min.
+PARALLEL, SEQUENTIAL, RING = "parallel", "sequential", "ring"
 
 
 @dataclass(frozen=True, slots=True)
 class Iter:
     """One dim of an op's iteration space. ``kind``: ``parallel``, ``sequential`` (cannot be
-    cut), or the reduction (``sum``, ``max``, ``min``) that runs along it, for those results that
-    do not have the dim (of an op with several, others may)."""
+    cut), ``ring`` (see ``Space``), or the reduction (``sum``, ``max``, ``min``) that runs along
+    it, for those results that do not have the dim (of an op with several, others may)."""
 
     name: str
     size: int
@@ -32,11 +33,31 @@ class Space:
 
     ``operands[i][j]`` names the iteration dim that cuts dim j of operand i; None means that
     this dim cannot be cut in this op.
+
+    ``along``: for each dim of kind ``ring``, the one that an axis which cuts it cuts too: each
+    device has its own block of both, and the blocks of the ring dim go round, so that every device
+    sees all of them. One axis may do that, where no other cuts the two.
     """
 
     iters: tuple[Iter, ...]
     operands: tuple[tuple[str | None, ...], ...]
     results: tuple[tuple[str | None, ...], ...]
+    along: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Ring:
+    """The devices along a mesh axis, in a ring. ``place``: the number of a device in it, a traced
+    scalar or an array over the mesh axes; ``permute(x, pairs)``: what each place has when place s
+    sent its ``x`` to place t, for each (s, t): a permutation."""
+
+    size: int
+    place: Any
+    permute: Callable[[Any, Sequence[tuple[int, int]]], Any]
+
+    def send(self, x: Any, pairs: Sequence[tuple[int, int]]) -> Any:
+        """``permute``; nothing is sent where each place keeps its own."""
+        return x if all(s == t for s, t in pairs) else self.permute(x, pairs)
 
 
 @dataclass(frozen=True)
@@ -46,13 +67,15 @@ class Context:
     Arrays carry ``lead`` mesh axes in front of the tensor's dims (the virtual executor); under
     JAX ``lead`` is 0. ``block(iteration dim, size)`` gives the local size of that dim and the
     global index of the block's first element (an int, a traced scalar, or an array over the
-    mesh axes). ``rounds``: casts that may keep excess precision round.
+    mesh axes). ``rounds``: casts that may keep excess precision round. ``ring(iteration dim)``: the
+    devices among which the blocks of that dim go round, if it is cut so (``Space.along``).
     """
 
     xp: Any
     lead: int = 0
     block: Callable[[str, int], tuple[int, Any]] = lambda name, size: (size, 0)
     rounds: bool = False
+    ring: Callable[[str], Ring | None] = lambda name: None
 
     def index(self, name: str, size: int, rank: int, axis: int) -> Any:
         """Global indices along one dim of a block, shaped to broadcast over a rank-``rank``
@@ -97,7 +120,9 @@ def need(condition: bool, message: str) -> None:
         raise IRError(message)
 
 
-def aligned_space(op: Op, kinds: Mapping[str, str] | None = None) -> Space:
+def aligned_space(
+    op: Op, kinds: Mapping[str, str] | None = None, along: Mapping[str, str] | None = None
+) -> Space:
     """The space of an op whose operands and results share dims by name."""
     kinds = kinds or {}
     sizes: dict[str, int] = {}
@@ -108,6 +133,7 @@ def aligned_space(op: Op, kinds: Mapping[str, str] | None = None) -> Space:
         tuple(Iter(n, s, kinds.get(n, PARALLEL)) for n, s in sizes.items()),
         tuple(v.type.names for v in op.operands),
         tuple(v.type.names for v in op.results),
+        tuple((along or {}).items()),
     )
 
 

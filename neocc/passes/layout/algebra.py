@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from neocc.ir.mesh import Choice, Layout, Mesh, Partial, Placement, Strategy, Through
 from neocc.ir.ops import OPS
-from neocc.ir.ops.base import PARALLEL, SEQUENTIAL, Space
+from neocc.ir.ops.base import PARALLEL, RING, SEQUENTIAL, Space
 from neocc.ir.program import Op, Region, Value
 from neocc.ir.types import TensorType
 
@@ -31,7 +31,26 @@ def strategies(op: Op, mesh: Mesh, uncut: frozenset[str] = frozenset()) -> list[
     passes: list[Choice] = [Through(s) for s in OPS[op.kind].linear(op)]
     options = [[None] if size == 1 else [None, *sizes, *passes] for size in mesh.sizes]
     found = (Strategy(axes) for axes in itertools.product(*options))
-    return [s for s in found if all(sizes[n] % p == 0 for n, p in s.blocks(mesh).items())]
+    return [
+        s
+        for s in found
+        if all(sizes[n] % p == 0 for n, p in s.blocks(mesh).items())
+        and ring_fault(space, s, mesh) is None
+    ]
+
+
+def ring_fault(space: Space, strategy: Strategy, mesh: Mesh) -> str | None:
+    """Why a strategy cuts a ``ring`` dim as it cannot be cut (``Space.along``), if it does."""
+    for name, other in space.along:
+        axes = [a for a, c in enumerate(strategy.axes) if c == name]
+        if not axes:
+            continue
+        if len(axes) > 1 or other in strategy.axes:
+            return f"one axis alone can cut {name!r}, and {other!r} with it"
+        size = next((i.size for i in space.iters if i.name == other), 0)
+        if size % mesh.sizes[axes[0]]:
+            return f"{name!r} is cut with {other!r}, whose size {size} does not divide"
+    return None
 
 
 def op_layouts(op: Op, strategy: Strategy) -> OpLayouts:
@@ -45,8 +64,11 @@ def op_layouts(op: Op, strategy: Strategy) -> OpLayouts:
 def laid(op: Op, strategy: Strategy, space: Space) -> OpLayouts:
     """``op_layouts`` of an op whose iteration space is known."""
     kinds = {i.name: i.kind for i in space.iters}
+    along = dict(space.along)
 
     def placed(names: tuple[str, ...], follows: tuple[str | None, ...], choice: str) -> Placement:
+        if choice not in follows and choice in along:
+            choice = along[choice]
         return names[follows.index(choice)] if choice in follows else None
 
     operands = []
@@ -64,7 +86,7 @@ def laid(op: Op, strategy: Strategy, space: Space) -> OpLayouts:
         for c in strategy.axes:
             if isinstance(c, Through):
                 axes.append(SUM)
-            elif c is None or kinds[c] == PARALLEL or c in space.results[i]:
+            elif c is None or kinds[c] in (PARALLEL, RING) or c in space.results[i]:
                 axes.append(c and placed(value.type.names, space.results[i], c))
             else:
                 axes.append(Partial(kinds[c]))

@@ -215,6 +215,8 @@ class Computes:
         fused = self.cost.chip.vector_clock is not None
         if len(cluster.ops) == 1:
             (op,) = cluster.ops
+            if (ring := self.cost.ring(op, strategy)) is not None:
+                return ring.compute + ring.exposed
             if not fused:
                 return self.cost.op_seconds(op, parts)
             unmoved = {*op.operands, *op.results}.difference(traffic.values)

@@ -41,6 +41,7 @@ from neocc.passes.layout.algebra import (
 from neocc.passes.layout.cluster import Cluster, accumulates, clusters
 from neocc.passes.layout.compute import Computes, Prices, Switch, states
 from neocc.passes.layout.reshards import Reshards, reshards
+from neocc.passes.layout.rings import offered
 from neocc.passes.remat import Droppable, droppable, resolve
 
 FOLLOWERS = ("rename", "cast", "detach")  # ops that may take their operand's layout for free
@@ -51,12 +52,14 @@ class Rules:
     """What a user's layout or an expert's plan allows; by default everything.
 
     strategy: may this op take this strategy? stored: may this input be stored like this?
-    tied: a state is stored as the one cluster that reads and replaces it cuts it.
+    tied: a state is stored as the one cluster that reads and replaces it cuts it. rings: is every
+    legal ring of this op an option (``layout.rings``), whether or not it may gain?
     """
 
     strategy: Callable[[Op, Strategy], bool] = lambda op, strategy: True
     stored: Callable[[Input, TensorType, Layout], bool] = lambda info, type, layout: True
     tied: bool = True
+    rings: Callable[[Op], bool] = lambda op: False
 
 
 @dataclass(frozen=True)
@@ -406,6 +409,7 @@ class Builder:
     def cluster_choice(self, cluster: Cluster, trips: int) -> Choice:
         first = cluster.ops[0]
         found = strategies(first, self.mesh, self.uncut)
+        found = offered(first, found, self.cost, self.rules.rings(first))
         if len(cluster.ops) > 1 or first.kind == "einsum":
             # Only single ops pass partial sums on, and products read whole operands.
             found = [s for s in found if all(c is None or isinstance(c, str) for c in s.axes)]

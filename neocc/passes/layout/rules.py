@@ -140,15 +140,21 @@ def given_layout(given: Mapping[int, tuple[str, ...]]) -> Rules:
     def strategy(op: Op, s: Strategy) -> bool:
         if op.kind == "iota":  # which each reader has as it likes
             return True
-        dims = cuttable(op)
+        dims, along = cuttable(op), dict(OPS[op.kind].space(op).along)
         for axis, names in given.items():
-            here = [n for n in names if n in dims]
+            others = {n for a, some in given.items() if a != axis for n in some}
+            # A ring cuts another dim too, which no other axis may; naming that asks for it as well.
+            here = [n for n in names if n in dims and along.get(n) not in others]
             choice = s.axes[axis]
-            if here and choice not in here:
+            if here and choice not in here and along.get(str(choice)) not in here:
                 return False
             if not here and isinstance(choice, str):
                 return False
         return True
+
+    def rings(op: Op) -> bool:
+        around = {name for name, _ in OPS[op.kind].space(op).along}
+        return any(n in around for names in given.values() for n in names)
 
     def stored(info: Input, type: TensorType, layout: Layout) -> bool:
         return all(
@@ -156,7 +162,7 @@ def given_layout(given: Mapping[int, tuple[str, ...]]) -> Rules:
             for axis, names in given.items()
         )
 
-    return Rules(strategy, stored)
+    return Rules(strategy, stored, rings=rings)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from neocc.ir.errors import IRError, LayoutError
 from neocc.ir.mesh import Layout, Mesh, Partial
 from neocc.ir.ops import COLLECTIVES, HOST_MOVES, OPS, Context
+from neocc.ir.ops.base import Ring
 from neocc.ir.program import Op, Region, Value
 from neocc.ir.types import DTYPES, TensorType
 from neocc.passes.layout.algebra import Strategy
@@ -85,7 +86,12 @@ class Devices:
         if op.kind in COLLECTIVES:
             return [self.collective(op, operands[0])]
         strategy: Strategy = op.attrs["strategy"]
-        ctx = Context(np, len(self.mesh), lambda name, size: self.block(strategy, name, size))
+        ctx = Context(
+            np,
+            len(self.mesh),
+            lambda name, size: self.block(strategy, name, size),
+            ring=lambda name: self.ring(strategy, name),
+        )
         with np.errstate(all="ignore"):  # infinities and NaN are values like any other
             return OPS[op.kind].evaluate(op, operands, ctx)
 
@@ -117,6 +123,19 @@ class Devices:
             here = np.arange(count, dtype=np.int32)
             number = number * count + here.reshape(self.front(i, count))
         return local, number * local
+
+    def ring(self, strategy: Strategy, name: str) -> Ring | None:
+        """The devices of the axis that cuts an iteration dim."""
+        if name not in strategy.axes:
+            return None
+        axis = strategy.axes.index(name)
+        size = self.mesh.sizes[axis]
+
+        def permute(x: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+            source = [s for s, _ in sorted(pairs, key=lambda pair: pair[1])]
+            return self.along(x, axis).take(source, axis)
+
+        return Ring(size, np.arange(size, dtype=np.int32).reshape(self.front(axis, size)), permute)
 
     def front(self, axis: int, size: int) -> tuple[int, ...]:
         return (1,) * axis + (size,) + (1,) * (len(self.mesh) - axis - 1)

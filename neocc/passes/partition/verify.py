@@ -12,7 +12,7 @@ from neocc.ir.ops import COLLECTIVES, OPS, repeat_types
 from neocc.ir.ops.base import SEQUENTIAL
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.types import TensorType
-from neocc.passes.layout.algebra import Strategy, Through, moves, op_layouts
+from neocc.passes.layout.algebra import Strategy, Through, moves, op_layouts, ring_fault
 from neocc.passes.partition.apply import Partitioned, move_op
 from neocc.passes.partition.groups import groups_of, schedule
 
@@ -117,7 +117,8 @@ def check_op(op: Op, mesh: Mesh, ids: set[int]) -> None:
 
 def check_strategy(op: Op, strategy: Strategy, mesh: Mesh) -> None:
     """Each axis cuts a dim that may be cut and divides, or passes on what the op is linear in."""
-    iters = {i.name: i for i in OPS[op.kind].space(op).iters}
+    space = OPS[op.kind].space(op)
+    iters = {i.name: i for i in space.iters}
     linear = OPS[op.kind].linear(op)
     if len(strategy.axes) != len(mesh):
         raise LayoutError(f"strategy {strategy} is not for the mesh {mesh}")
@@ -130,6 +131,8 @@ def check_strategy(op: Op, strategy: Strategy, mesh: Mesh) -> None:
                 raise LayoutError(f"{op.kind} cannot be cut along {choice!r}")
             if iters[choice].size % strategy.parts(choice, mesh):
                 raise LayoutError(f"the cuts of {choice!r} do not divide {iters[choice].size}")
+    if fault := ring_fault(space, strategy, mesh):
+        raise LayoutError(fault)
 
 
 def check_collective(op: Op, mesh: Mesh) -> None:

@@ -42,7 +42,7 @@ def test_what_each_cut_makes_of_the_gradients() -> None:
     program, mesh = grouped(), Mesh.parse("2x2")
     (op,) = (o for o in program.body.ops if o.kind == "attention_grad")
     axes = {a for s in strategies(op, mesh) for a in s.axes}
-    assert axes == {None, "batch", "seq", "kv", "group"}
+    assert axes == {None, "batch", "seq", "kv", "group", "memory"}
 
     def made(*axes: str | None) -> tuple[Layout, ...]:
         return op_layouts(op, Strategy(axes))[1]
@@ -57,3 +57,11 @@ def test_what_each_cut_makes_of_the_gradients() -> None:
     assert made("kv", None)[1] == Layout(("kv", None))
     operands = op_layouts(op, Strategy(("seq", None)))[0]
     assert [lay.axes[0] for lay in operands] == ["seq", None, None, "seq", "seq", "seq"]
+    # Keys that go round: each device has its own block of them, and of what is made for them.
+    operands, results = op_layouts(op, Strategy(("memory", "group")))
+    assert [lay.axes[0] for lay in operands] == ["seq", "memory", "memory", "seq", "seq", "seq"]
+    assert results == (
+        Layout(("seq", "group")),
+        Layout(("memory", total)),
+        Layout(("memory", total)),
+    )
