@@ -30,6 +30,7 @@ SCOPE = re.compile(
     r"neocc\.(?:all_gather|all_reduce|reduce_scatter|all_to_all|attention|attention_grad)\.(\d+)"
 )
 SCATTERED = "made an all-reduce and a slice"
+GATHERED = "made an all-reduce of the whole, in which each piece is one device's"
 MEMORY_TOLERANCE = 0.10  # share by which the predicted peak may miss the compiler's
 
 
@@ -126,6 +127,11 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
     def scattered(p: Planned, c: Compiled) -> bool:
         written = c.kind == "all-reduce" and p.kind == "reduce_scatter"
         return written and same_place(p, c) and p.bytes == c.operand_bytes
+
+    def gathered(p: Planned, c: Compiled) -> bool:
+        """A vector whose pieces are no whole number of lanes long."""
+        written = c.kind == "all-reduce" and p.kind == "all_gather"
+        return written and same_place(p, c) and p.result_bytes == c.operand_bytes
 
     def narrowed(p: Planned, c: Compiled) -> bool:
         same = p.kind.replace("_", "-") == c.kind and same_place(p, c)
@@ -238,6 +244,7 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
     take(exact, "", True)
     take_folded()
     take(scattered, SCATTERED, True)
+    take(gathered, GATHERED, True)
     take_peeled()
     take(narrowed, "made bf16, half the bytes", True)
     take(known(cast_after), "with the cast to bf16 that follows it", True)

@@ -11,7 +11,7 @@ from models import gpt
 from neocc.backends.target import Target, compile_for_target
 from neocc.cost.hardware import chip
 from neocc.ir.mesh import Mesh
-from neocc.lower.audit import Audit, audit, pair
+from neocc.lower.audit import GATHERED, Audit, audit, pair
 from neocc.lower.hlo import Collective as Compiled
 from neocc.lower.hlo import HloFacts, axes_of
 from neocc.nn import Experts
@@ -112,22 +112,18 @@ def test_a_plan_that_lies_about_a_collective_fails(
     assert not found.collectives_ok and not found.ok
 
 
-def test_sums_along_two_axes_that_became_one_over_both_are_named(compiled):
-    plan, _ = compiled
-    first = next(c for c in plan.collectives if c.kind == "all_reduce")
-    planned = [replace(first, id=i, axis=axis) for i, axis in enumerate("xy")]
-    sizes, groups = plan.mesh.sizes, (tuple(range(plan.mesh.size)),)
-    held = replace(plan, collectives=tuple(planned))
-    one = Compiled(
+def sum_of(first: Collective, size: int, groups: tuple[tuple[int, ...], ...]) -> Compiled:
+    """An all-reduce of so many bytes that the compiler added of its own."""
+    return Compiled(
         kind="all-reduce",
         instruction="all-reduce.1",
         computation="main",
         dtype="f32",
         result_dtype="f32",
-        operand_shape=(first.bytes // 4,),
-        result_shape=(first.bytes // 4,),
-        operand_bytes=first.bytes,
-        result_bytes=first.bytes,
+        operand_shape=(size // 4,),
+        result_shape=(size // 4,),
+        operand_bytes=size,
+        result_bytes=size,
         groups=groups,
         reduction="add",
         trip_count=first.count,
@@ -136,15 +132,36 @@ def test_sums_along_two_axes_that_became_one_over_both_are_named(compiled):
         fused=False,
         conditional=False,
     )
+
+
+def verdicts_of(plan: Plan, planned: list[Collective], c: Compiled) -> list[tuple[str, bool]]:
+    facts = HloFacts("m", 8, (c,), (), (), 0)
+    return [(f.verdict, f.ok) for f in pair(replace(plan, collectives=tuple(planned)), facts)]
+
+
+def test_a_gather_that_became_a_sum_of_pieces_is_named(compiled):
+    """Of a vector in pieces that are no whole number of lanes long."""
+    plan, _ = compiled
+    first = next(c for c in plan.collectives if c.kind == "all_reduce")
+    pieces = {"bytes": 3144 * 4, "result_bytes": 4 * 3144 * 4}
+    gather = replace(first, kind="all_gather", axis="y", **pieces)
+    one = sum_of(gather, gather.result_bytes, ((0, 1, 2, 3), (4, 5, 6, 7)))
+    assert verdicts_of(plan, [gather], one) == [(GATHERED, True)]
+    other = replace(one, operand_bytes=gather.bytes)
+    assert not any(ok for _, ok in verdicts_of(plan, [gather], other))
+
+
+def test_sums_along_two_axes_that_became_one_over_both_are_named(compiled):
+    plan, _ = compiled
+    first = next(c for c in plan.collectives if c.kind == "all_reduce")
+    planned = [replace(first, id=i, axis=axis) for i, axis in enumerate("xy")]
+    sizes, groups = plan.mesh.sizes, (tuple(range(plan.mesh.size)),)
+    one = sum_of(first, first.bytes, groups)
     assert axes_of(groups, sizes) == (0, 1)
 
-    def verdicts(c: Compiled) -> list[tuple[str, bool]]:
-        facts = HloFacts("m", 8, (c,), (), (), 0)
-        return [(f.verdict, f.ok) for f in pair(held, facts)]
-
-    assert verdicts(one) == [("one sum over x and y", True)] * 2
-    other = replace(one, operand_bytes=first.bytes + 4)
-    assert not any(ok for _, ok in verdicts(other)) and len(verdicts(other)) == 3
+    assert verdicts_of(plan, planned, one) == [("one sum over x and y", True)] * 2
+    other = verdicts_of(plan, planned, replace(one, operand_bytes=first.bytes + 4))
+    assert not any(ok for _, ok in other) and len(other) == 3
 
 
 def test_other_flops_or_memory_fail_the_audit(compiled):

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from neocc.cost.tiling import stored_bytes
+from neocc.cost.tiling import LANES, stored_bytes
 from neocc.ir.mesh import Layout
 from neocc.ir.program import Op, Region, Value
 from neocc.ir.types import TensorType
@@ -38,6 +38,7 @@ class Live:
     read it here or later: a copy is made just before its first reader. ``bound``: something reads
     it as it is made, here or later, or it is being made here. ``passing``: only partial sums of
     it are stored. ``replaces``: where an input lies that it is written over if it lies alike.
+    ``turned``: it is a copy that a loop reads, made where its last dim was not along the lanes.
     """
 
     value: Value
@@ -49,6 +50,7 @@ class Live:
     bound: bool = True
     passing: bool = False
     replaces: End | None = None
+    turned: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +216,8 @@ def region_points(
 
 def turned(problem: Problem, region: Region, loop: Op, held: Sequence[Live]) -> list[Live]:
     """What a TPU's compiler holds once more for a loop: a product's result that every turn reads
-    whole, copied to have its dims in the order in which the loop takes them (libtpu 0.0.42)."""
+    whole. The loop takes its dims in their order; the product made it with another dim along the
+    lanes, if the last one is no whole number of lanes long (libtpu 0.0.42)."""
     if problem.cost.chip.kind != "tpu":
         return []
     producer = {r: op for op in region.ops for r in op.results}
@@ -227,7 +230,7 @@ def turned(problem: Problem, region: Region, loop: Op, held: Sequence[Live]) -> 
 
     whole = loop.operands[loop.attrs["carries"] + loop.attrs["stacked"] :]
     read = {v for v in whole if by_product(v)}
-    return [h for h in held if h.value in read and h.copies is None]
+    return [replace(h, turned=True) for h in held if h.value in read and h.copies is None]
 
 
 def read_by(
@@ -318,6 +321,10 @@ def held_as(problem: Problem, live: Live) -> Callable[[Layout | None], int]:
             return 0
         if live.passing and not layout.partial_axes:
             return 0
+        if live.turned:
+            *others, last = live.value.type.local_shape(problem.mesh, layout)
+            if last % LANES == 0 or all(n % LANES for n in others):
+                return 0
         return block_bytes(problem, live.value.type, layout)
 
     return size
