@@ -34,8 +34,9 @@ from neocc.ir.mesh import Mesh
 from neocc.lower.audit import SCOPE, pair
 from neocc.lower.hlo import read_hlo
 from neocc.lower.hlo_text import Computation, Instruction, parse_module
+from neocc.passes.layout.build import build
 from neocc.passes.layout.memory import peak
-from neocc.passes.layout.problem import Rules, build
+from neocc.passes.layout.problem import Rules
 from neocc.passes.layout.solve import solve
 from neocc.passes.overlap import overlapped
 from neocc.passes.plan import USABLE, Plan, costed, prepare

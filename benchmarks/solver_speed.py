@@ -17,7 +17,7 @@ from pathlib import Path
 from models import gpt
 from neocc.cost.hardware import chip
 from neocc.ir.mesh import Mesh
-from neocc.passes.layout.problem import build
+from neocc.passes.layout.build import build
 from neocc.passes.layout.within import solve_within
 from neocc.passes.plan import SEARCH, USABLE, prepare
 

@@ -25,7 +25,8 @@ from neocc.ir.ops.attention import PRODUCTS
 from neocc.ir.program import Input, Op, Program, Region, Value
 from neocc.ir.types import TensorType
 from neocc.passes.layout.algebra import Strategy, Through
-from neocc.passes.layout.problem import Problem, Rules, build
+from neocc.passes.layout.build import build
+from neocc.passes.layout.problem import Problem, Rules
 from neocc.passes.layout.rules import cuttable
 from neocc.passes.layout.solve import solve
 from neocc.passes.simplify import simplify

@@ -26,9 +26,10 @@ from neocc.ir.mesh import Mesh
 from neocc.ir.text import print_program
 from neocc.lower.audit import pair
 from neocc.lower.hlo import HloFacts, axes_of, axes_of_pairs, read_hlo
+from neocc.passes.layout.build import build
 from neocc.passes.layout.memory import peak
 from neocc.passes.layout.problem import Case as Followed
-from neocc.passes.layout.problem import Choice, Problem, build
+from neocc.passes.layout.problem import Choice, Problem
 from neocc.passes.layout.rules import given_layout
 from neocc.passes.layout.solve import Solution
 from neocc.passes.plan import Plan, bodies, costed, make_plan, prepare

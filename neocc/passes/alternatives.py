@@ -13,7 +13,8 @@ from neocc.ir.program import Input, Op
 from neocc.ir.types import TensorType
 from neocc.passes.decisions import decisions
 from neocc.passes.layout.algebra import Assignment
-from neocc.passes.layout.problem import Case, Choice, Problem, Rules, build
+from neocc.passes.layout.build import build
+from neocc.passes.layout.problem import Case, Choice, Problem, Rules
 from neocc.passes.layout.rules import given_layout
 from neocc.passes.plan import Plan, costed, solve_within
 from neocc.passes.recost import as_given, options, recost, routes

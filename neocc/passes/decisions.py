@@ -21,9 +21,9 @@ from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.types import TensorType
 from neocc.passes.layout.algebra import Assignment, Boundary, op_layouts, ring_fault
 from neocc.passes.layout.algebra import moves as legal_moves
+from neocc.passes.layout.build import FOLLOWERS, unary_strategies
 from neocc.passes.layout.cluster import Cluster
 from neocc.passes.layout.notation import layout_text
-from neocc.passes.layout.problem import FOLLOWERS, unary_strategies
 from neocc.passes.names import Names, program_names, resharded, result_name
 from neocc.passes.partition.verify import layout_of
 from neocc.passes.plan import Plan

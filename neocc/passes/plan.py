@@ -20,8 +20,9 @@ from neocc.ir.ops.attention_ring import Pairs
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.passes.hoist import hoist_casts
 from neocc.passes.layout.algebra import Assignment, Move, Strategy
+from neocc.passes.layout.build import build, hideable_values
 from neocc.passes.layout.memory import Memory
-from neocc.passes.layout.problem import Problem, Rules, build, hideable_values
+from neocc.passes.layout.problem import Problem, Rules
 from neocc.passes.layout.rings import gathered_seconds
 from neocc.passes.layout.rules import given_layout, padded_sizes, parse_layout
 from neocc.passes.layout.solve import Solution

@@ -13,9 +13,10 @@ from neocc.ir.program import Input, Op, Region, Value
 from neocc.ir.types import TensorType
 from neocc.passes.decisions import Decisions, assign
 from neocc.passes.layout.algebra import Assignment, Boundary, Move, Strategy, op_layouts
+from neocc.passes.layout.build import build
 from neocc.passes.layout.memory import peak
 from neocc.passes.layout.notation import layout_text
-from neocc.passes.layout.problem import Choice, Problem, Rules, build
+from neocc.passes.layout.problem import Choice, Problem, Rules
 from neocc.passes.layout.rules import given_layout
 from neocc.passes.layout.solve import Solution
 from neocc.passes.names import Names, program_names

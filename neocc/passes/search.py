@@ -20,9 +20,10 @@ from neocc.ir.errors import LayoutError, NeoccError
 from neocc.ir.mesh import AXIS_NAMES, Mesh
 from neocc.ir.program import Program
 from neocc.passes.layout.bound import Relaxation
+from neocc.passes.layout.build import build
 from neocc.passes.layout.objective import MICRO
 from neocc.passes.layout.prices import improve, value
-from neocc.passes.layout.problem import Problem, build
+from neocc.passes.layout.problem import Problem
 from neocc.passes.layout.rules import given_layout
 from neocc.passes.layout.solve import MARGIN, Solution, solve
 from neocc.passes.layout.within import TOLERANCE, bound_within, seems_to_fit, solve_within

@@ -18,7 +18,8 @@ from neocc.ir.mesh import Layout
 from neocc.ir.program import Input, Program, Value
 from neocc.ir.types import TensorType
 from neocc.lower.jax import jax_mesh, lower
-from neocc.passes.layout.problem import Rules, build
+from neocc.passes.layout.build import build
+from neocc.passes.layout.problem import Rules
 from neocc.passes.layout.solve import solve
 from neocc.passes.microbatch import LOOP
 from neocc.passes.pad import pad_program

@@ -12,7 +12,7 @@ from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 from neocc.ir.types import Dim
 from neocc.passes.autodiff import gradients
-from neocc.passes.layout.problem import build
+from neocc.passes.layout.build import build
 from neocc.passes.layout.solve import solve
 
 

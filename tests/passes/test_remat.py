@@ -14,8 +14,8 @@ from neocc.cost.model import CostModel
 from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 from neocc.ir.verify import verify
+from neocc.passes.layout.build import build
 from neocc.passes.layout.memory import limit, peak, points
-from neocc.passes.layout.problem import build
 from neocc.passes.layout.solve import solve
 from neocc.passes.partition import apply, simulate, verify_partitioned
 from neocc.passes.plan import Plan, make_plan

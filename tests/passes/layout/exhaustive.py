@@ -19,8 +19,9 @@ from neocc.cost.model import CostModel
 from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.program import Program, Region
 from neocc.passes.layout.algebra import Move
+from neocc.passes.layout.build import build
 from neocc.passes.layout.objective import TIE, ugliness
-from neocc.passes.layout.problem import Agreement, Choice, End, Flow, Problem, Rules, build
+from neocc.passes.layout.problem import Agreement, Choice, End, Flow, Problem, Rules
 
 
 @cache

@@ -14,8 +14,9 @@ from neocc.cost.hardware import chip
 from neocc.cost.model import CostModel
 from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
+from neocc.passes.layout.build import build
 from neocc.passes.layout.compute import View
-from neocc.passes.layout.problem import Choice, Problem, build
+from neocc.passes.layout.problem import Choice, Problem
 from neocc.passes.layout.solve import Solution, solve
 from neocc.passes.recost import options
 from neocc.passes.remat import decide, droppable, open_values

@@ -10,9 +10,9 @@ from neocc.ir.builder import Graph, Tensor, dot, einsum, exp, gather, repeat, ta
 from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 from neocc.ir.types import Dim
+from neocc.passes.layout.build import build
 from neocc.passes.layout.liveness import epilogues, last_use, materialised
 from neocc.passes.layout.memory import limit, measure, peak, points
-from neocc.passes.layout.problem import build
 from neocc.passes.layout.solve import solve
 from neocc.passes.plan import make_plan
 from tests.passes.layout import programs

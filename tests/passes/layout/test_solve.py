@@ -16,8 +16,9 @@ from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
 from neocc.ir.text import parse_program
 from neocc.ir.types import Dim
+from neocc.passes.layout.build import build
 from neocc.passes.layout.objective import TIE, ugliness
-from neocc.passes.layout.problem import Problem, Rules, build
+from neocc.passes.layout.problem import Problem, Rules
 from neocc.passes.layout.solve import Solution, solve, solve_kept
 from neocc.passes.partition import apply
 from neocc.passes.plan import list_collectives, timeline
