@@ -11,8 +11,9 @@ pairs: starts and ends of permutes in the text; overlapped: those with a matrix 
 cycles: the compiler's estimates with trip counts, in seconds of its clock. Of the rest it gives no
 estimate, so the cost model's prices go through its schedule: alone, seconds of collectives that it
 starts and ends at once; waited: in which it stands at the end of a permute, each direction of an
-axis carrying one block at a time. ``compiled``: their sum; it hides less than a plan, as it starts
-no gather of weights ahead. sent: bytes that a device sends in a step.
+axis carrying one block at a time (waiting: what the plan says of that). ``compiled``: their sum; it
+hides less than a plan, as it starts no gather of weights ahead. sent: bytes that a device sends in
+a step.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Step:
     step: float
     compute: float
     exposed: float
+    waiting: float
     hidden: float
     planned_peak: int
     compiled: float
@@ -142,6 +144,7 @@ def measured(plan: Plan, kept: Path | None = None) -> Step:
         step=plan.timeline.step,
         compute=plan.timeline.compute,
         exposed=plan.timeline.exposed,
+        waiting=sum(c.inside.waiting * c.count for c in plan.collectives if c.inside),
         hidden=plan.timeline.hidden,
         planned_peak=plan.memory.peak,
         compiled=cycles + waited + alone,
@@ -233,7 +236,8 @@ def shown(step: dict) -> str:
     """The line of one step."""
     total = sum(step["sent"].values())
     return (
-        f"planned {step['step']:.4f} s, exposed {step['exposed']:.4f}; compiled "
+        f"planned {step['step']:.4f} s, exposed {step['exposed']:.4f} (inside products "
+        f"{step['waiting']:.4f}); compiled "
         f"{step['compiled']:.4f} s = cycles {step['cycles']:.4f} + alone {step['alone']:.4f} + "
         f"waited {step['waited']:.4f}; "
         f"{step['overlapped']} of {step['pairs']} permutes beside products; sent "

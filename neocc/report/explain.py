@@ -27,7 +27,8 @@ MANY = 12  # matches that are listed when a name is not clear
 class Moved:
     """A collective by which a value gets elsewhere: layouts before and after, bytes that a device
     puts in and gets out in one run, runs of a step, the link, what runs it and the seconds of all
-    runs by XLA's own, and how its seconds come about."""
+    runs by XLA's own, and how its seconds come about; inside products, what of these is waited for,
+    and what the products take more."""
 
     id: int
     kind: str
@@ -42,6 +43,8 @@ class Moved:
     algorithm: str
     standard: float
     seconds: Node
+    waiting: Node | None = None
+    working: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -329,6 +332,8 @@ class Tensors:
             algorithm_words(c.algorithm, c.grid),
             float(c.standard * c.count),
             node(c.kind, c.seconds, c.count),
+            node("waited for", c.inside.waiting, c.count) if c.inside else None,
+            node("products take more", c.inside.working, c.count) if c.inside else None,
         )
 
 

@@ -124,6 +124,11 @@ def moved(m: Moved) -> Text:
     if m.algorithm != STANDARD:
         text.append(f" by {m.algorithm}; by XLA's own {seconds_text(m.standard)}")
     text.append(f"\n      = {m.seconds.formula}\n      = {m.seconds.numbers}", DIM)
+    if m.waiting and m.working:
+        text.append(
+            f"\n      inside products: waits {seconds_text(m.waiting.value)}, the products take "
+            f"{seconds_text(m.working.value)} more"
+        )
     return text
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 
 import pytest
+from rich.console import Console
 
 import neocc
 from models import gpt
@@ -14,9 +16,12 @@ from neocc.cost.hardware import chip
 from neocc.ir.mesh import Mesh
 from neocc.passes.alternatives import derived
 from neocc.passes.layout.rules import tensor_parallel
+from neocc.passes.names import program_names, resharded
 from neocc.passes.plan import Plan, make_plan
+from neocc.report import explained
 from neocc.report.certificate import verdict
 from neocc.report.derivation import FIGURES, Node, derivation, figure_sources
+from neocc.report.explain import explain_tensor
 from neocc.report.facts import traffic
 
 
@@ -77,6 +82,23 @@ def test_figures_of_a_step_with_collectives_inside_products_are_the_sums_of_thei
     assert math.isclose(sum(r.working for r in rows), sum(g.value for g in more), rel_tol=1e-9)
     assert all(r.waiting <= r.seconds and r.standard > 0 for r in rows)
     assert verdict(inside) == "as given: nothing is proved of it"
+    # ``neocc explain`` says of a tensor that moves so what is waited for and what takes longer.
+    moved = next(c for c in own if c.kind == "all_gather")
+    value = next(
+        v
+        for v, op in resharded(inside.program, inside.partitioned.program)
+        if op.attrs["id"] == moved.id
+    )
+    names = next(n for n in program_names(inside.program) if value in n.values.values())
+    name = next(name for name, v in names.values.items() if v is value)
+    told = explain_tensor(inside, inside, f"{names.body.name}: {name}", 0.0)
+    row = next(m for where in told.where for m in where.moves if m.id == moved.id)
+    assert row.algorithm == "products" and row.waiting and row.working
+    assert math.isclose(row.working.value, moved.inside.working * moved.count, rel_tol=1e-9)
+    console = Console(width=200, record=True, file=io.StringIO())
+    for part in explained.tensor(told, inside.timeline.step, inside.memory.peak):
+        console.print(part)
+    assert "inside products: waits" in console.export_text()
 
 
 def test_a_step_rests_on_fields_of_the_table_with_their_sources(plan: Plan):

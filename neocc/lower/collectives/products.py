@@ -120,37 +120,38 @@ def gather_products(
     }
     joins = Blocks(at, n * local) if whole or len(made) < len(factors) else None
     ahead, back = steps(n, ways)
-    parts = spans(local, chunks)
-    forward = [lax.slice_in_dim(x, s, s + k, axis=at) for s, k in parts]
-    backward = list(forward)
-    parts_made: list[list[Any]] = [[] for _ in parts]
-    for step in range(ahead + 1):
-        for i, (start, size) in enumerate(parts):
-            shards, places = [forward[i]], [here]
+
+    def go_round(start: int, size: int) -> None:
+        """With a part of every shard."""
+        forward = backward = lax.slice_in_dim(x, start, start + size, axis=at)
+        before: list[Any] = []
+        for step in range(ahead + 1):
+            shards, places = [forward], [here]
             if step:
-                forward[i] = group.shift(forward[i], 1)
-                shards, places = [forward[i]], [(here - step) % n]
+                forward = group.shift(forward, 1)
+                shards, places = [forward], [(here - step) % n]
             if 0 < step <= back:
-                backward[i] = group.shift(backward[i], -1)
-                shards.append(backward[i])
+                backward = group.shift(backward, -1)
+                shards.append(backward)
                 places.append((here + step) % n)
             # What goes on from here in the next step waits for the products of the last.
-            forward[i], backward[i], *_ = lax.optimization_barrier(
-                (forward[i], backward[i], *(parts_made[i]))
-            )
+            forward, backward, *_ = lax.optimization_barrier((forward, backward, *before))
             starts = [place * local + start for place in places]
-            parts_made[i] = []
-            for number, blocks in made.items():
-                f, (_, b, _) = factors[number], parsed[number]
+            before = []
+            for i, blocks in made.items():
+                f, (_, b, _) = factors[i], parsed[i]
                 rest = cut(f.other, b, f.dim, starts, size)
                 part = product(f.spec, joined(shards, at), rest, f.dtype)
-                parts_made[i].append(part)
+                before.append(part)
                 for k, to in enumerate(starts):
                     ends = k * size, (k + 1) * size
                     blocks.put(lax.slice_in_dim(part, *ends, axis=blocks.at), to)
             if joins is not None:
                 for shard, to in zip(shards, starts, strict=True):
                     joins.put(shard, to)
+
+    for start, size in spans(local, chunks):
+        go_round(start, size)
     full = joins.array if joins else None
     return full, [
         made[i].array if i in made else product(f.spec, full, f.other, f.dtype)
