@@ -29,6 +29,7 @@ from neocc.passes.plan import Plan, local_flops
 SCOPE = re.compile(
     r"neocc\.(?:all_gather|all_reduce|reduce_scatter|all_to_all|attention|attention_grad)\.(\d+)"
 )
+HALF = "made bf16, half the bytes"
 SCATTERED = "made an all-reduce and a slice"
 GATHERED = "made an all-reduce of the whole, in which each piece is one device's"
 MEMORY_TOLERANCE = 0.10  # share by which the predicted peak may miss the compiler's
@@ -200,12 +201,14 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
         for p in [p for p in planned if p.algorithm != STANDARD and not p.pairs]:
             own = [c for c in compiled if ids[c] == [p.id] and c.kind == "collective-permute"]
             wanted = messages(p, mesh)
-            sent = Counter((frozenset(c.groups), c.operand_bytes) for c in own)
+            half = p.itemsize == 4 and all(c.dtype == "bf16" for c in own)
+            sent = Counter((frozenset(c.groups), c.operand_bytes * (1 + half)) for c in own)
             # Pieces of less than a value each: the compiler sends none that are only padding.
             padding = wanted - sent if values(p) < math.prod(p.grid) * len(p.grid) else Counter()
             if own and wanted - padding == sent and all(c.trip_count == p.count for c in own):
                 planned.remove(p)
-                words = f"by {p.algorithm}, " + ("without padding" if padding else "as planned")
+                words = HALF if half else "without padding" if padding else "as planned"
+                words = f"by {p.algorithm}, {words}"
                 for i, c in enumerate(own):
                     compiled.remove(c)
                     findings.append(Finding(None if i else p, c, words, True))
@@ -246,7 +249,7 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
     take(scattered, SCATTERED, True)
     take(gathered, GATHERED, True)
     take_peeled()
-    take(narrowed, "made bf16, half the bytes", True)
+    take(narrowed, HALF, True)
     take(known(cast_after), "with the cast to bf16 that follows it", True)
     take(stacked, "moved out of the loop as one of the stack, the same bytes", True)
     take(hoisted, "moved out of the loop", False)

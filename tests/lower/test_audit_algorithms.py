@@ -9,56 +9,25 @@ from dataclasses import replace
 
 import pytest
 
-from models import gpt
-from neocc.cost.algorithms import PRODUCTS
-from neocc.cost.choice import Collectives
+from benchmarks.forced_algorithms import KEYS, planned
 from neocc.cost.hardware import chip
-from neocc.ir.mesh import Mesh
 from neocc.lower.audit import pair
-from neocc.lower.collectives import ALGORITHMS
-from neocc.lower.hlo import HloFacts, read_hlo
+from neocc.lower.hlo import Collective, HloFacts, read_hlo
 from neocc.lower.jax import lower
-from neocc.nn import Experts
-from neocc.passes.layout.rules import experts, tensor_parallel
-from neocc.passes.plan import Plan, make_plan
+from neocc.passes.plan import Plan
 from tests.lower.collectives.devices import QUICK
 
-SMALL = replace(gpt.PRESETS["tiny"], dtype="f32", embd=64, batch=8, vocab=104, layers=2)
-MOE = replace(SMALL, moe_layers=(1,), experts=Experts(8, 256, group=64), recompute=False)
 SOON = {
     ("all_gather", "ring2"),
     ("all_gather", "products"),
     ("all_reduce", "torus"),
     ("all_to_all", "shifts"),
 }
-KEYS = [key for key, a in ALGORITHMS.items() if not a.formula.kernel]
-
-
-def forced_to(kind: str, name: str) -> Collectives:
-    """And what would take the kind's place is as slow."""
-    beside = {"reduce_scatter": [f"all_reduce={name}"], "all_to_all": ["all_gather=ring"]}
-    others = beside.get(kind, []) if name != PRODUCTS else []
-    return Collectives.asked(forced=[f"{kind}={name}", *others])
-
-
-RIVALS = {"all_gather": "FSDP", "reduce_scatter": "FSDP", "all_to_all": "GShard on y"}
 
 
 def compiled(kind: str, name: str) -> tuple[Plan, HloFacts]:
-    program = gpt.train_step(MOE if kind == "all_to_all" else SMALL)
-    mesh = Mesh.parse("8" if RIVALS.get(kind) == "FSDP" and name != PRODUCTS else "2x4")
     # A chip for which f32 stays f32: the CPU has no bf16 permutes.
-    target, forced = chip("a100"), forced_to(kind, name)
-    if name == PRODUCTS:
-        rules = tensor_parallel(mesh)[1].rules
-        plan = make_plan(program, mesh, target, rules=rules, collectives=forced)
-    elif kind in RIVALS:
-        found = experts(mesh, program.dims)
-        rules = next(e.rules for e in found if e.name == RIVALS[kind])
-        plan = make_plan(program, mesh, target, rules=rules, collectives=forced)
-    else:
-        layout = "batch:x,heads:y,mlp:y,vocab:y"
-        plan = make_plan(program, mesh, target, layout, collectives=forced)
+    plan = planned(kind, name, chip("a100"))
     lowered = lower(plan.partitioned)
     program = lowered.function.lower(*lowered.shape_structs()).compile(QUICK)
     return plan, read_hlo(program.as_text() or "")
@@ -76,6 +45,21 @@ def test_the_permutes_are_those_of_the_plan(kind: str, name: str) -> None:
     assert not [f for f in found if not f.ok]
     by = [f for f in found if f.planned in asked]
     assert len(by) == len(asked) and all(f.verdict.startswith(f"by {name}, ") for f in by)
+
+
+def test_permutes_that_the_compiler_made_bf16_are_told() -> None:
+    """The TPU compiler sends what a product in bf16 reads as that."""
+    plan, facts = compiled("all_gather", "ring2")
+    first = next(c for c in plan.collectives if c.algorithm == "ring2")
+
+    def narrow(c: Collective) -> Collective:
+        if c.kind != "collective-permute" or f"all_gather.{first.id}/" not in c.op_name:
+            return c
+        return replace(c, dtype="bf16", operand_bytes=c.operand_bytes // 2)
+
+    changed = replace(facts, collectives=tuple(map(narrow, facts.collectives)))
+    found = [f for f in pair(plan, changed) if f.planned is first]
+    assert [(f.verdict, f.ok) for f in found] == [("by ring2, made bf16, half the bytes", True)]
 
 
 def test_a_permute_that_is_missing_is_noticed() -> None:
