@@ -80,7 +80,7 @@ def measure(preset: str, name: str, mesh: str, batch: int) -> Row:
         time.step,
         plan.solution.gap <= PROVED,
         plan.fits,
-        read_hlo(compiled.hlo).estimated_cycles / target.vector_clock,
+        read_hlo(compiled.hlo).estimated_cycles / (target.vector_clock / target.cores),
         found.memory_error,
         found.collectives_ok,
         found.flops_equal,

@@ -94,6 +94,14 @@ class Multiprocessors:
 
 
 @dataclass(frozen=True, slots=True)
+class Stream:
+    """How a TPU reads what it multiplies by a few rows: bytes/s, and seconds until it has begun."""
+
+    rate: float
+    start: float
+
+
+@dataclass(frozen=True, slots=True)
 class Chip:
     """One device of an accelerator. Rates are dense peaks; see ``sources`` and ``assumptions``."""
 
@@ -116,7 +124,8 @@ class Chip:
     sm: Multiprocessors | None  # GPU
     vector_clock: float | None  # TPU: cycles/s of all the vector units together
     cores: int  # TPU: that one device joins; each has a share of the vector units
-    kernel_overhead: float  # seconds from the end of one kernel to the start of the next; GPU
+    kernel_overhead: float  # seconds from the end of one kernel to the start of the next
+    stream: Stream | None  # TPU
     sources: tuple[str, ...]
     assumptions: Mapping[str, str] = field(hash=False)  # field of the table -> why
     calibration: Calibration | None = None  # None: the table's own figures
@@ -247,6 +256,7 @@ def _chip(name: str, row: dict[str, Any]) -> Chip:
         vector_clock=row.get("vector_clock"),
         cores=row.get("cores", 1),
         kernel_overhead=row.get("kernel_overhead", 0.0),
+        stream=Stream(**row["stream"]) if "stream" in row else None,
         sources=tuple(row["sources"]),
         assumptions=row["assumptions"],
     )

@@ -20,7 +20,12 @@ from neocc.cost.choice import STANDARD_ONLY, Collectives, Way, runs, way_of
 from neocc.cost.collectives import collective_time
 from neocc.cost.hardware import Chip, HardwareError
 from neocc.cost.ring_attention import RingTime, ring_time
-from neocc.cost.roofline import elementwise_time, matmul_time, product_time
+from neocc.cost.roofline import (
+    elementwise_time,
+    matmul_time,
+    product_time,
+    product_traffic_time,
+)
 from neocc.cost.tiling import LANES, copied_seconds, lane_dim
 from neocc.cost.topology import AxisLink, Topology
 from neocc.cost.topology import topology as default_topology
@@ -126,10 +131,8 @@ class CostModel:
                     product = single_row_time(self.chip, batch * m * n * k)
                 else:
                     product = product_time(self.chip, batch, m, n, k, dtype)
-                seconds = max(
-                    product,
-                    elementwise_time(self.chip, sum(self.local_bytes(v, parts) for v in moved)),
-                )
+                size = sum(self.local_bytes(v, parts) for v in moved)
+                seconds = max(product, product_traffic_time(self.chip, m, n, size))
             return seconds + self.chip.kernel_overhead
         if op.kind in ATTENTION:
             return attention_seconds(self.chip, op, parts, self.attention)
@@ -138,7 +141,7 @@ class CostModel:
         if op.kind == "gather":
             moved = 2 * self.local_bytes(op.result, parts)  # rows, not the whole table
         elif op.kind == "update":
-            moved = 3 * self.local_bytes(op.operands[1], parts)  # its row read, then written
+            return self.update_seconds(op, parts) + self.chip.kernel_overhead
         elif op.kind == "scatter_add":
             moved = self.local_bytes(op.operands[0], parts) + self.local_bytes(op.result, parts)
         else:
@@ -172,6 +175,15 @@ class CostModel:
     def rings(self) -> dict[tuple[Op, Strategy], RingTime]:
         """Of every ring that was asked for."""
         return {}
+
+    def update_seconds(self, op: Op, parts: Parts) -> float:
+        """Time to write a row into an array: it is read, then written. A TPU lays rows that are no
+        whole number of lanes long across them: it turns a tile for each."""
+        row = self.local_bytes(op.operands[1], parts)
+        minor = op.operands[1].type.dims[-1]
+        if self.chip.kind == "tpu" and minor.size // parts(minor.name) % LANES:
+            return copied_seconds(self.chip, LANES * row)
+        return elementwise_time(self.chip, 3 * row)
 
     def traffic_seconds(self, values: Iterable[Value], parts: Parts) -> float:
         """Time to read or write each value once: what a fused cluster costs in memory."""

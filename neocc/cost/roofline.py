@@ -5,6 +5,9 @@ from __future__ import annotations
 from neocc.cost.hardware import Chip
 from neocc.cost.waves import wave_time
 
+FEW = (
+    128  # rows: twice as many of a TPU's product take a tenth longer, four times half as long again
+)
 ITEM_BYTES = {
     "f64": 8,
     "f32": 4,
@@ -61,6 +64,14 @@ def padded_mnk(chip: Chip, m: int, n: int, k: int) -> int:
 def elementwise_time(chip: Chip, bytes_moved: float) -> float:
     """Seconds to move ``bytes_moved`` bytes, read and written together, through memory."""
     return bytes_moved / (chip.hbm_bandwidth * chip.hbm_efficiency)
+
+
+def product_traffic_time(chip: Chip, m: int, n: int, bytes_moved: float) -> float:
+    """Seconds to move what a product reads and writes; a few rows or columns wait for what they are
+    multiplied by (``Stream``)."""
+    if chip.stream is None or min(m, n) > FEW:
+        return elementwise_time(chip, bytes_moved)
+    return chip.stream.start + bytes_moved / chip.stream.rate
 
 
 def _up(size: int, step: int) -> int:

@@ -15,7 +15,7 @@ from models.gpt import PRESETS, Config
 from neocc.backends.target import audit_for_target
 from neocc.cost.hardware import chip
 from neocc.cost.model import CostModel, on_vector_unit
-from neocc.cost.roofline import elementwise_time
+from neocc.cost.roofline import product_traffic_time
 from neocc.ir.builder import Graph, einsum
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
@@ -184,8 +184,8 @@ def test_a_decode_step_of_175b_is_planned_within_a_device() -> None:
     held = plan.memory.by_kind
     assert held["parameters"] == pytest.approx(weights, rel=0.02)
     assert held["optimizer state"] == pytest.approx(cache)
-    bound = (weights + cache) / (target.hbm_bandwidth * target.hbm_efficiency)
-    assert bound < plan.timeline.compute < 1.3 * bound
+    assert (weights + cache) / target.hbm_bandwidth < plan.timeline.compute
+    assert 0.75 * 17.4e-3 < plan.timeline.compute < 17.4e-3  # the TPU compiler's cycles
     assert plan.timeline.step > plan.timeline.compute
 
 
@@ -209,11 +209,14 @@ def test_a_product_of_one_row_is_a_sum_on_the_vector_unit(rows: int) -> None:
     (op,) = program.body.ops
     target = chip("v5e")
     seconds = CostModel.of(target, Mesh.parse("1")).op_seconds(op, lambda dim: 1)
-    floor = elementwise_time(target, 2 * (1024 * 4096 + rows * (1024 + 4096)))
+    cycles = (seconds - target.kernel_overhead) * target.vector_clock
     if rows == 1:  # the TPU compiler's estimate: 59,716 cycles
-        assert seconds == pytest.approx(59_716 / target.vector_clock, rel=0.05)
+        assert cycles == pytest.approx(59_716, rel=0.05)
     else:
-        assert seconds == pytest.approx(floor)
+        moved = 2 * (1024 * 4096 + rows * (1024 + 4096))
+        assert cycles / target.vector_clock == pytest.approx(
+            product_traffic_time(target, rows, 4096, moved)
+        )
     assert on_vector_unit(target, op, lambda dim: 1) is (rows == 1)
     assert not on_vector_unit(chip("h100"), op, lambda dim: 1)
 
