@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from benchmarks.collective_matmul import schedule
+from benchmarks.collective_matmul import RESULTS, schedule
 from models import gpt
 from neocc.cost.choice import Collectives
 from neocc.cost.hardware import chip
@@ -14,6 +17,7 @@ from neocc.lower.hlo_text import parse_module
 from neocc.passes.layout.rules import tensor_parallel
 from neocc.passes.plan import Collective, Plan, make_plan
 
+ROOT = Path(__file__).parents[2]
 CLOCK = 1e9
 UP, DOWN = "{{0,1},{1,2},{2,3},{3,0}}", "{{0,3},{1,0},{2,1},{3,2}}"
 TEXT = """\
@@ -62,3 +66,25 @@ def test_a_direction_carries_one_block_at_a_time_behind_products(
     assert (pairs, beside) == (3, 2)
     # The first two side by side or one behind the other; the third behind nothing.
     assert waited == pytest.approx(max(0.0, alike * taken - cycles / CLOCK) + taken, rel=1e-9)
+
+
+def test_the_documents_show_what_was_found() -> None:
+    rows = json.loads(RESULTS.read_text("utf-8"))
+    heading = "## Collectives inside matrix products"
+    table = (ROOT / "docs" / "measurements.md").read_text("utf-8").split(heading)[1]
+    assert len(rows) >= 4
+    for r in rows:
+        case = r["case"]
+        place = f"| {case['preset']} {case['target']} {case['mesh']}, {case['batch']} |"
+        assert place in table
+        for s in r["steps"].values():
+            figures = ("step", "exposed", "cycles", "alone", "waited", "compiled")
+            cells = " | ".join(f"{s[name]:.4f}" for name in figures)
+            assert f"| {cells} | {s['overlapped']} of {s['pairs']} |" in table and s["as_planned"]
+        before, after = (r["steps"].get(name) for name in ("standard", "products"))
+        if after is not None:
+            assert after["step"] < before["step"] and after["compiled"] < before["compiled"]
+            assert after["exposed"] < before["exposed"] and after["overlapped"] > 0
+        else:
+            assert r["steps"]["declined"]["step"] > before["step"]
+            assert r["steps"]["declined"]["compiled"] > before["compiled"]

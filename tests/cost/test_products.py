@@ -73,9 +73,16 @@ def test_a_scattered_product_waits_where_blocks_take_longer_than_products(cost: 
     assert wide.waiting == 0 < narrow.waiting <= narrow.wires
 
 
+def test_where_permutes_are_run_at_once_all_is_waited_for() -> None:
+    cost = CostModel.of(chip("v5e"), MESH)
+    op = product(16384, 12288, 12288)
+    found = gathered(cost, 1, 16384 * 12288 * 2 // 16, [Product(op, whole, "rows")])
+    assert found.waiting == found.wires > 0
+
+
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_what_is_waited_for_is_part_of_what_is_sent(size: int) -> None:
-    cost = CostModel.of(chip("h100"), Mesh.parse(f"{size}x1"))
+    cost = CostModel.of(chip("v6e"), Mesh.parse(f"{size}x1"))
     op = product(size * 1024, 4096, 4096)
     for found in (
         gathered(cost, 0, 1024 * 4096 * 2, [Product(op, whole, "rows")]),

@@ -66,7 +66,11 @@ def test_each_one_by_itself_makes_the_step_shorter(plan: Plan) -> None:
 
 def test_none_goes_inside_where_nothing_is_gained() -> None:
     few = replace(gpt.PRESETS["gpt2-medium"], layers=2, batch=16, recompute=False)
-    assert not inside(tensor(few, AUTO, target="v5e"))
+    assert not inside(tensor(few, AUTO))
+
+
+def test_none_goes_inside_where_the_compiler_runs_permutes_at_once() -> None:
+    assert not inside(tensor(WIDE, AUTO, target="v5e"))
 
 
 def test_all_that_can_go_inside_when_that_is_asked_for() -> None:
