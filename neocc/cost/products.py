@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from neocc.cost.algorithms import steps
 from neocc.cost.model import CostModel, Parts, matmul_sizes
-from neocc.cost.roofline import elementwise_time, product_time
+from neocc.cost.roofline import elementwise_time, product_time, product_traffic_time
 from neocc.cost.rounds import Message, one_ring, rings_of, rounds_seconds
 from neocc.ir.program import Op
 
@@ -59,7 +59,8 @@ class Product:
         product = product_time(cost.chip, batch, m, n, k, first.type.dtype)
         if count < of:
             product *= 1 + SLOWER + (cost.chip.matmul_tile[1] / rows) ** 1.5
-        return max(product, elementwise_time(cost.chip, moved)) + cost.chip.kernel_overhead
+        traffic = product_traffic_time(cost.chip, m, n, moved)
+        return max(product, traffic) + cost.chip.kernel_overhead
 
     def sizes(self, count: int, of: int) -> tuple[tuple[int, int, int, int], int]:
         """Batch, m, n and k of so many blocks, and which of them the dim is part of."""

@@ -46,7 +46,8 @@ def test_a_small_product_waits_for_what_it_does_not_hide(cost: CostModel) -> Non
     shard = 16384 * 12288 * 2 // 16
     found = gathered(cost, 1, shard, [Product(op, whole, "rows")])
     alone = Product(op, whole, "rows").seconds(cost, 16, 16)
-    assert found.wires - alone < found.waiting < found.wires
+    # Its blocks take longer than their shares of the whole, and hide as much more.
+    assert found.wires - 2 * alone < found.waiting < found.wires - 0.5 * alone
 
 
 def test_two_products_hide_more_of_the_gather_that_they_share(cost: CostModel) -> None:
