@@ -115,3 +115,21 @@ def test_bytes_of_a_tensor_are_worked_out(plan: Plan):
         terms = re.sub(r" \(.*?\)", "", tensor.numbers)
         terms = terms.replace(" B", "").replace("x", "*").replace("/", "//")
         assert eval(terms) == tensor.value
+
+
+def test_figures_of_a_step_with_rings_are_the_sums_of_theirs():
+    asked = Collectives.asked(forced=["attention=ring"])
+    step = gpt.train_step(gpt.PRESETS["tiny"])
+    rings = derived(
+        make_plan(step, Mesh.parse("2x4"), chip("v5e"), "batch:x,seq:y", collectives=asked)
+    )
+    for figure in ("step", "compute", "exposed", "hidden"):
+        found = derivation(rings, figure)
+        assert math.isclose(found.value, getattr(rings.timeline, figure), rel_tol=1e-12)
+        check(found)
+    own = [c for c in rings.collectives if c.pairs]
+    rows = [r for r in traffic(rings) if r.algorithm == "ring"]
+    assert own and math.isclose(
+        sum(r.within for r in rows), sum(c.within * c.count for c in own), rel_tol=1e-9
+    )
+    assert all(0 <= r.within <= r.seconds and r.standard > 0 for r in rows)

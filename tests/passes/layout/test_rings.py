@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,10 +23,12 @@ from neocc.ir.ops.attention import ring_axis
 from neocc.ir.program import Op, Program
 from neocc.ir.types import Dim
 from neocc.passes.autodiff import differentiate
+from neocc.passes.decisions import decisions
 from neocc.passes.layout.algebra import strategies
 from neocc.passes.layout.rings import gains, gathered_seconds, offered
 from neocc.passes.partition import verify_partitioned
 from neocc.passes.plan import Plan, make_plan
+from neocc.passes.recost import recost
 
 AUTO, STANDARD = Collectives.asked("auto"), Collectives.asked("standard")
 FORCED = Collectives.asked(forced=["attention=ring"])
@@ -134,6 +137,16 @@ def test_forced_it_takes_the_place_of_every_gather() -> None:
     assert len(rings(plan)) == 2
     with pytest.raises(LayoutError, match="attention=bogus: one of standard, ring"):
         Collectives.asked(forced=["attention=bogus"])
+
+
+@pytest.mark.parametrize("mode", [AUTO, FORCED])
+def test_a_plan_read_back_costs_the_same(mode: Collectives) -> None:
+    plan = planned(tower(16384), "8", mode)
+    again = recost(plan.ready, decisions(plan), plan.memory_limit).plan
+    assert again.timeline == plan.timeline and again.collectives == plan.collectives
+    # Whatever may run collectives when it is read: a ring that the file names is one.
+    ready = replace(plan.ready, cost=replace(plan.ready.cost, collectives=STANDARD))
+    assert len(rings(recost(ready, decisions(plan), plan.memory_limit).plan)) == 2
 
 
 @pytest.mark.parametrize(
