@@ -29,6 +29,7 @@ from neocc.lower.hlo import HloFacts, read_hlo
 from neocc.lower.jax import lower
 from neocc.passes.autodiff import differentiate
 from neocc.passes.layout.algebra import Assignment
+from neocc.passes.pad import pad_program
 from neocc.passes.partition import Partitioned, apply, simulate, verify_partitioned
 from neocc.passes.plan import local_flops, make_plan
 from tests.lower.collectives.devices import QUICK
@@ -185,6 +186,15 @@ def test_any_ring_equals_attention_on_one_device(data: st.DataObject) -> None:
     strategy[ring] = "memory"
     mesh = Mesh.parse("x".join(map(str, sizes)))
     check(attending(seq, memory, causal, window), mesh, tuple(strategy), False)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_keys_that_are_padding_are_not_seen(causal: bool) -> None:
+    """A sequence of 10 on a ring of 4; what fills it up are numbers like any other."""
+    program, _ = pad_program(attending(10, 10, causal), {"seq": 16, "memory": 16})
+    (op,) = (op for op in program.body.walk() if op.kind == "attention")
+    assert op.attrs["length"] == 10
+    check(program, Mesh.parse("4"), ("memory",), False)
 
 
 @given(st.data())
