@@ -179,6 +179,8 @@ class Walk:
                 way = axis, direction(inst)
                 free[way] = max(now, free[way]) + taken
                 under[inst.name] = (free[way], seen)
+            elif inst.opcode == "collective-permute":  # started and ended at once
+                waited += self.taken(inst)[1]
             elif inst.opcode == "collective-permute-done":
                 there, before = under[inst.operands[0]]
                 waited += max(0.0, there - now)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from neocc.cost.algorithms import steps
 from neocc.cost.model import CostModel, Parts, matmul_sizes
+from neocc.cost.ring_attention import BESIDE
 from neocc.cost.roofline import elementwise_time, product_time, product_traffic_time
 from neocc.cost.rounds import Message, one_ring, rings_of, rounds_seconds
 from neocc.ir.program import Op
@@ -27,9 +28,6 @@ PLACED = 2  # times that a gathered product's result is read or written beside t
 JOINED = 2  # times that what is gathered is, to put it together for others
 ADDED = 7  # times that a block of a scattered one is, each time that it is sent
 SLOWER = 0.03  # share by which a block takes longer than of the whole product
-BESIDE = frozenset({"v4", "v5p", "v6e"})
-"""Chips whose compiler was seen to put products between the start and the end of a permute. v5e's
-(libtpu 0.0.42) starts and ends each at once; of the others it is not known."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,10 @@ from neocc.cost.rounds import one_ring, rings_of
 from neocc.cost.topology import AxisLink, Ring
 from neocc.ir.ops.attention_ring import Pairs, Sent
 
+BESIDE = frozenset({"v4", "v5p", "v6e"})
+"""Chips whose compiler was seen to put products between the start and the end of a permute. v5e's
+(libtpu 0.0.42) starts and ends each at once; of the others it is not known."""
+
 
 @dataclass(frozen=True)
 class Permute:
