@@ -158,7 +158,8 @@ class Walk:
         ends = inst.integers("source_target_pairs")
         pairs = frozenset(zip(ends[::2], ends[1::2], strict=True))
         for c in self.plan.collectives:
-            if ids and c.id == int(ids[-1]) and device_pairs(c, self.plan.mesh) == pairs:
+            own = ids and c.pairs and c.id == int(ids[-1])
+            if own and device_pairs(c, self.plan.mesh) == pairs:
                 return c.axis, c.seconds / PREMIUM
         return "", 0.0
 
