@@ -179,8 +179,8 @@ class CostModel:
         """Time to write a row into an array: it is read, then written. A TPU lays rows that are no
         whole number of lanes long across them: it turns a tile for each."""
         row = self.local_bytes(op.operands[1], parts)
-        minor = op.operands[1].type.dims[-1]
-        if self.chip.kind == "tpu" and minor.size // parts(minor.name) % LANES:
+        minor = op.operands[1].type.dims[-1:]
+        if self.chip.kind == "tpu" and any(d.size // parts(d.name) % LANES for d in minor):
             return copied_seconds(self.chip, LANES * row)
         return elementwise_time(self.chip, 3 * row)
 

@@ -36,6 +36,8 @@ def slow_chip() -> Chip:
         peak_flops=dict.fromkeys(("bf16", "f16", "f32", "f64", "i32", "u32"), 4e3),
         matmul_tile=(1, 1, 1),
         hbm_bandwidth=900.0,
+        kernel_overhead=0.0,
+        stream=None,
         collective_overhead=5e-3,
         torus=replace(base.torus, link=link),
         network=link,
