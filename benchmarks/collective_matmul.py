@@ -18,21 +18,30 @@ a step.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from benchmarks.auto_sharding_judge import CLOCK, seconds, sent
+from benchmarks.auto_sharding_judge import CLOCK, seconds
+from benchmarks.schedule import (
+    START,
+    Stood,
+    arguments,
+    as_planned,
+    counted,
+    sent_bytes,
+    step_of,
+    walk,
+)
 from models import gpt
 from neocc.backends.target import compile_for_target
 from neocc.cost.choice import AUTO, STANDARD_ONLY, Collectives
 from neocc.cost.hardware import chip
 from neocc.cost.products import permute_seconds
 from neocc.ir.mesh import Mesh
-from neocc.lower.audit import SCOPE, pair
+from neocc.lower.audit import SCOPE
 from neocc.lower.hlo import read_hlo
 from neocc.lower.hlo_text import Computation, Instruction, parse_module
 from neocc.passes.layout.build import build
@@ -44,7 +53,6 @@ from neocc.passes.plan import USABLE, Plan, costed, prepare
 
 RESULTS = Path(__file__).parent / "results" / "collective_matmul.json"
 LIMIT = 1800.0  # seconds to prove the plan without
-START = "collective-permute-start"
 NO_RINGS = ("attention=standard",)
 EVERY = ("all_gather=products", "reduce_scatter=products")
 
@@ -125,19 +133,15 @@ def measured(plan: Plan, kept: Path | None = None) -> Step:
     facts = read_hlo(text)
     computations = parse_module(text).computations.values()
     products = {m.computation for m in facts.matmuls}
-    trips = {loop.body: loop.executions * (loop.trip_count or 1) for loop in facts.loops}
     clock = CLOCK[plan.chip.name]
-    waited, pairs, overlapped = 0.0, 0, 0
     begun = {i.name for c in computations for i in c.instructions if i.opcode == START}
     once = {c: seconds(c, plan.topology) for c in facts.collectives if c.instruction not in begun}
     taking: dict[str, float] = defaultdict(float)
     for c, n in once.items():
         taking[c.instruction] += n
-    for computation in computations:
-        stood, found, beside = schedule(plan, computation, products, taking, clock)
-        waited += stood * trips.get(computation.name, 1)
-        pairs += found
-        overlapped += beside
+    waited, pairs, overlapped = step_of(
+        facts, computations, lambda c: schedule(plan, c, products, taking, clock)
+    )
     cycles = facts.estimated_cycles / clock
     alone = sum(n * c.trip_count for c, n in once.items())
     return Step(
@@ -154,16 +158,9 @@ def measured(plan: Plan, kept: Path | None = None) -> Step:
         alone=alone,
         pairs=pairs,
         overlapped=overlapped,
-        sent=counted((c.kind, round(sent(c)) * c.trip_count) for c in facts.collectives),
-        as_planned=all(f.ok for f in pair(plan, facts)) and facts.flops == plan.flops,
+        sent=sent_bytes(facts),
+        as_planned=as_planned(plan, facts),
     )
-
-
-def counted(rows: Iterable[tuple[str, int]]) -> dict[str, int]:
-    found: dict[str, int] = defaultdict(int)
-    for kind, count in rows:
-        found[kind] += count
-    return dict(found)
 
 
 def schedule(
@@ -172,54 +169,31 @@ def schedule(
     products: set[str],
     alone: Mapping[str, float],
     clock: float,
-) -> tuple[float, int, int]:
-    """Walks a computation in the compiler's order: seconds that it stands at ends of permutes, its
-    pairs of start and end, and how many of these have a product between. ``alone``: seconds of
-    instructions that are collectives."""
+) -> Stood:
+    """A computation of the compiler's. ``products``: computations with a matrix product; ``alone``:
+    seconds of instructions that are collectives."""
     rows = {c.id: c for c in plan.collectives}
-    now = waited = 0.0
-    free: dict[tuple[str, int], float] = defaultdict(float)  # when a direction of an axis is
-    under: dict[str, tuple[float, int]] = {}  # when each permute is there; products before it
-    seen = pairs = overlapped = 0
-    for inst in computation.instructions:
-        if inst.opcode == START:
-            found = SCOPE.findall(inst.op_name)
-            row = rows[int(found[-1])] if found else None
-            taken = 0.0
-            if row is not None:
-                axis = plan.mesh.index(row.axis)
-                block = min(row.bytes, row.result_bytes)
-                taken = permute_seconds(plan.problem.cost, axis, block, both=True)
-            way = (row.axis if row else "", direction(inst))
-            free[way] = max(now, free[way]) + taken
-            under[inst.name] = (free[way], seen)
-        elif inst.opcode == "collective-permute-done":
-            there, before = under[inst.operands[0]]
-            waited += max(0.0, there - now)
-            now = max(now, there)
-            pairs += 1
-            overlapped += seen > before
-        else:
-            now += inst.estimated_cycles / clock + alone.get(inst.name, 0.0)
-            seen += inst.opcode == "fusion" and bool(products.intersection(inst.called("calls")))
-    return waited, pairs, overlapped
 
+    def permute(inst: Instruction) -> tuple[str, float]:
+        found = SCOPE.findall(inst.op_name)
+        row = rows[int(found[-1])] if found else None
+        if row is None:
+            return "", 0.0
+        block = min(row.bytes, row.result_bytes)
+        axis = plan.mesh.index(row.axis)
+        return row.axis, permute_seconds(plan.problem.cost, axis, block, both=True)
 
-def direction(inst: Instruction) -> int:
-    """Round an axis: all but the last device send upward, or downward."""
-    ends = inst.integers("source_target_pairs")
-    upward = sum(1 if b > a else -1 for a, b in zip(ends[::2], ends[1::2], strict=True))
-    return 1 if upward > 0 else -1
+    def lasts(inst: Instruction) -> float:
+        return inst.estimated_cycles / clock + alone.get(inst.name, 0.0)
+
+    def multiplies(inst: Instruction) -> bool:
+        return inst.opcode == "fusion" and bool(products.intersection(inst.called("calls")))
+
+    return walk(computation, permute, lasts, multiplies)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", type=int, action="append", help="numbers of cases")
-    parser.add_argument("--write", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--hlo", type=Path, help="a folder for what the compiler printed; what is there is read"
-    )
-    args = parser.parse_args()
+    args = arguments(__doc__, RESULTS)
     known = json.loads(args.write.read_text("utf-8")) if args.write.exists() else []
     for number in args.only or range(len(CASES)):
         case = CASES[number]

@@ -17,22 +17,21 @@ solver's program.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from benchmarks.auto_sharding_judge import CLOCK, seconds, sent
+from benchmarks.auto_sharding_judge import CLOCK, seconds
+from benchmarks.schedule import Stood, arguments, as_planned, sent_bytes, step_of, walk
 from models import gpt
 from neocc.backends.target import compile_for_target
 from neocc.cost.choice import PREMIUM, Collectives
 from neocc.cost.hardware import chip
 from neocc.ir.mesh import Mesh
 from neocc.ir.ops import ATTENTION
-from neocc.lower.audit import SCOPE, device_pairs, pair
+from neocc.lower.audit import SCOPE, device_pairs
 from neocc.lower.hlo import HloFacts, read_hlo
 from neocc.lower.hlo_text import Computation, Instruction, parse_module
 from neocc.passes.plan import Plan, make_plan
@@ -43,6 +42,8 @@ MODES = {
     "gathered": Collectives.asked("standard"),
     "ring": Collectives.asked("auto", OWN),  # nothing else of neocc's own
 }
+
+AT_ONCE = "collective-permute"
 
 
 @dataclass(frozen=True)
@@ -163,48 +164,31 @@ class Walk:
                 return c.axis, c.seconds / PREMIUM
         return "", 0.0
 
-    def schedule(self, computation: Computation) -> tuple[float, int, int]:
-        """Seconds that it stands at ends of permutes, pairs of start and end, and how many of these
-        have a product between."""
+    @cached_property
+    def loops(self) -> dict[str, int]:
+        """Cycles of each loop, all its runs."""
+        return {loop.instruction: (loop.trip_count or 1) * loop.cycles for loop in self.facts.loops}
+
+    def schedule(self, computation: Computation) -> Stood:
+        """A permute that is started and ended at once is waited for whole."""
         clock = CLOCK[self.plan.chip.name]
-        loops = {
-            loop.instruction: (loop.trip_count or 1) * loop.cycles for loop in self.facts.loops
-        }
-        now = waited = 0.0
-        free: dict[tuple[str, int], float] = defaultdict(float)  # when a direction of an axis is
-        under: dict[str, tuple[float, int]] = {}  # when each permute is there; products before it
-        seen = pairs = overlapped = 0
-        for inst in computation.instructions:
-            if inst.opcode == "collective-permute-start":
-                axis, taken = self.taken(inst)
-                way = axis, direction(inst)
-                free[way] = max(now, free[way]) + taken
-                under[inst.name] = (free[way], seen)
-            elif inst.opcode == "collective-permute":  # started and ended at once
-                waited += self.taken(inst)[1]
-            elif inst.opcode == "collective-permute-done":
-                there, before = under[inst.operands[0]]
-                waited += max(0.0, there - now)
-                now = max(now, there)
-                pairs += 1
-                overlapped += seen > before
-            else:
-                cycles = loops.get(inst.name, 0) or inst.estimated_cycles
-                now += cycles / clock + self.alone.get(inst.name, 0.0)
-                seen += bool(self.multiplying.intersection(called(inst)))
-        return waited, pairs, overlapped
+
+        def lasts(inst: Instruction) -> float:
+            if inst.opcode == AT_ONCE:
+                return 0.0
+            cycles = self.loops.get(inst.name, 0) or inst.estimated_cycles
+            return cycles / clock + self.alone.get(inst.name, 0.0)
+
+        def multiplies(inst: Instruction) -> bool:
+            return inst.opcode != AT_ONCE and bool(self.multiplying.intersection(called(inst)))
+
+        waited, pairs, overlapped = walk(computation, self.taken, lasts, multiplies)
+        once = (i for i in computation.instructions if i.opcode == AT_ONCE)
+        return waited + sum(self.taken(i)[1] for i in once), pairs, overlapped
 
 
 def called(inst: Instruction) -> set[str]:
     return {name for attr in ("calls", "body", "to_apply") for name in inst.called(attr)}
-
-
-def direction(inst: Instruction) -> int:
-    """Round an axis: most devices send upward, or downward."""
-    ends = inst.integers("source_target_pairs")
-    return (
-        1 if sum((b > a) - (b < a) for a, b in zip(ends[::2], ends[1::2], strict=True)) > 0 else -1
-    )
 
 
 def compiled(plan: Plan, kept: Path | None) -> Compiled:
@@ -219,14 +203,9 @@ def compiled(plan: Plan, kept: Path | None) -> Compiled:
             kept.write_text(text, "utf-8")
             peaks.write_text(str(peak))
     facts = read_hlo(text)
-    walk = Walk(plan, text, facts)
-    trips = {loop.body: loop.executions * (loop.trip_count or 1) for loop in facts.loops}
-    waited, pairs, overlapped = 0.0, 0, 0
-    for name, computation in walk.computations.items():
-        stood, found, beside = walk.schedule(computation)
-        waited += stood * trips.get(name, 1)
-        pairs, overlapped = pairs + found, overlapped + beside
-    once = {c: seconds(c, plan.topology) for c in facts.collectives if c.instruction in walk.alone}
+    whole = Walk(plan, text, facts)
+    waited, pairs, overlapped = step_of(facts, whole.computations.values(), whole.schedule)
+    once = {c: seconds(c, plan.topology) for c in facts.collectives if c.instruction in whole.alone}
     return Compiled(
         cycles=facts.estimated_cycles / CLOCK[plan.chip.name],
         alone=sum(n * c.trip_count for c, n in once.items()),
@@ -235,26 +214,13 @@ def compiled(plan: Plan, kept: Path | None) -> Compiled:
         overlapped=overlapped,
         flops=facts.flops,
         peak=peak,
-        sent=counted((c.kind, round(sent(c)) * c.trip_count) for c in facts.collectives),
-        as_planned=all(f.ok for f in pair(plan, facts)) and facts.flops == plan.flops,
+        sent=sent_bytes(facts),
+        as_planned=as_planned(plan, facts),
     )
-
-
-def counted(rows: Iterable[tuple[str, int]]) -> dict[str, int]:
-    found: dict[str, int] = defaultdict(int)
-    for kind, count in rows:
-        found[kind] += count
-    return dict(found)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", type=int, action="append", help="numbers of cases")
-    parser.add_argument("--write", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--hlo", type=Path, help="a folder for what the compiler printed; what is there is read"
-    )
-    args = parser.parse_args()
+    args = arguments(__doc__, RESULTS)
     known = json.loads(args.write.read_text("utf-8")) if args.write.exists() else []
     for number in args.only or range(len(CASES)):
         case = CASES[number]
