@@ -156,6 +156,9 @@ class Strategy:
 
     axes: tuple[Choice, ...]
 
+    def replace(self, axis: int, choice: Choice) -> Strategy:
+        return Strategy((*self.axes[:axis], choice, *self.axes[axis + 1 :]))
+
     def blocks(self, mesh: Mesh) -> dict[str, int]:
         """Of each iteration dim that is cut, into how many blocks."""
         return blocks(self.axes, mesh)

@@ -420,10 +420,10 @@ def ring_collectives(op: Op, body: Body, cost: CostModel) -> list[Collective]:
     """The permutes of ring attention (``standard``: the collectives that they take the
     place of), if it is one."""
     strategy = op.attrs.get("strategy")
-    axis = ring_axis(op, strategy) if isinstance(strategy, Strategy) else None
-    time = cost.ring(op, strategy) if isinstance(strategy, Strategy) else None
-    if not isinstance(strategy, Strategy) or axis is None or time is None:
+    if not isinstance(strategy, Strategy) or (axis := ring_axis(op, strategy)) is None:
         return []
+    time = cost.ring(op, strategy)
+    assert time is not None
     name, devices = cost.mesh.axes[axis]
     _, gathered = gathered_seconds(op, strategy, cost) or (0.0, 0.0)
     standard = gathered / max(1, sum(p.count for p in time.permutes))

@@ -189,11 +189,9 @@ def compile_model(
                         mesh,
                         target,
                         layout,
-                        None,
-                        memory,
-                        None,
-                        microbatches,
-                        offload,
+                        memory_limit=memory,
+                        microbatches=microbatches,
+                        offload=offload,
                         collectives=collectives,
                     ),
                     [microbatches],
@@ -251,18 +249,15 @@ def compile_model(
 
 def best_like(plan: Plan) -> Plan:
     """The plan that neocc makes where another was given."""
-    ready, limit = plan.ready, plan.memory_limit
-    parts, offload = ready.microbatches, ready.cost.offload
+    ready = plan.ready
     return make_plan(
         ready.source,
         plan.mesh,
         plan.chip,
-        "",
-        None,
-        limit,
-        plan.topology,
-        parts,
-        offload,
+        memory_limit=plan.memory_limit,
+        topology=plan.topology,
+        microbatches=ready.microbatches,
+        offload=ready.cost.offload,
         collectives=ready.cost.collectives,
     )
 

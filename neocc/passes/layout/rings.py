@@ -28,14 +28,10 @@ def offered(op: Op, found: Sequence[Strategy], cost: CostModel, every: bool) -> 
     if asked == STANDARD:
         return [s for s in found if s not in rings]
     if asked == RING:
-        replaced = {replace(s, axis, op.attrs["seq"]) for s, axis in rings.items()}
+        replaced = {s.replace(axis, op.attrs["seq"]) for s, axis in rings.items()}
         return [s for s in found if s not in replaced]
     others = [s for s in found if s not in rings]
     return [s for s in found if s not in rings or gains(op, s, rings[s], others, cost)]
-
-
-def replace(strategy: Strategy, axis: int, choice: str) -> Strategy:
-    return Strategy((*strategy.axes[:axis], choice, *strategy.axes[axis + 1 :]))
 
 
 def gains(op: Op, ring: Strategy, axis: int, others: Iterable[Strategy], cost: CostModel) -> bool:
@@ -45,9 +41,7 @@ def gains(op: Op, ring: Strategy, axis: int, others: Iterable[Strategy], cost: C
     assert time is not None
     within = time.compute + time.exposed
     for other in others:
-        if all(
-            a == b for i, (a, b) in enumerate(zip(ring.axes, other.axes, strict=True)) if i != axis
-        ):
+        if other.replace(axis, ring.axes[axis]) == ring:
             instead = instead_seconds(op, ring, other, cost)
             if instead is not None and sum(instead) <= within:
                 return False
@@ -91,4 +85,4 @@ def gathered_seconds(op: Op, ring: Strategy, cost: CostModel) -> tuple[float, fl
     them, and scatter their gradients' sums."""
     axis = ring_axis(op, ring)
     assert axis is not None
-    return instead_seconds(op, ring, replace(ring, axis, op.attrs["seq"]), cost)
+    return instead_seconds(op, ring, ring.replace(axis, op.attrs["seq"]), cost)
