@@ -10,31 +10,19 @@ plan with all inside that can be, to see whether it was right.
 pairs: starts and ends of permutes in the text; overlapped: those with a matrix product between.
 cycles: the compiler's estimates with trip counts, in seconds of its clock. Of the rest it gives no
 estimate, so the cost model's prices go through its schedule: alone, seconds of collectives that it
-starts and ends at once; waited: in which it stands at the end of a permute, each direction of an
-axis carrying one block at a time (waiting: what the plan says of that). ``compiled``: their sum; it
-hides less than a plan, as it starts no gather of weights ahead. sent: bytes that a device sends in
-a step.
+starts and ends at once; waited: in which it stands at the end of a permute or a gather that runs
+meanwhile, each direction of an axis carrying one at a time (waiting: what the plan says of permutes
+inside products); behind: what passes meanwhile (hidden: what the plan says of that). ``compiled``:
+cycles, alone and waited. sent: bytes that a device sends in a step.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from benchmarks.auto_sharding_judge import CLOCK, seconds
-from benchmarks.schedule import (
-    START,
-    Stood,
-    arguments,
-    as_planned,
-    counted,
-    sent_bytes,
-    step_of,
-    walk,
-)
+from benchmarks.schedule import arguments, as_planned, counted, schedule, sent_bytes
 from models import gpt
 from neocc.backends.target import compile_for_target
 from neocc.cost.choice import AUTO, STANDARD_ONLY, Collectives
@@ -42,8 +30,7 @@ from neocc.cost.hardware import chip
 from neocc.cost.products import permute_seconds
 from neocc.ir.mesh import Mesh
 from neocc.lower.audit import SCOPE
-from neocc.lower.hlo import read_hlo
-from neocc.lower.hlo_text import Computation, Instruction, parse_module
+from neocc.lower.hlo import Collective, read_hlo
 from neocc.passes.layout.build import build
 from neocc.passes.layout.memory import peak
 from neocc.passes.layout.problem import Rules
@@ -89,6 +76,7 @@ class Step:
     cycles: float
     waited: float
     alone: float
+    behind: float
     pairs: int
     overlapped: int
     sent: dict[str, int]
@@ -131,19 +119,7 @@ def measured(plan: Plan, kept: Path | None = None) -> Step:
         if kept:
             kept.write_text(text, "utf-8")
     facts = read_hlo(text)
-    computations = parse_module(text).computations.values()
-    products = {m.computation for m in facts.matmuls}
-    clock = CLOCK[plan.chip.name]
-    begun = {i.name for c in computations for i in c.instructions if i.opcode == START}
-    once = {c: seconds(c, plan.topology) for c in facts.collectives if c.instruction not in begun}
-    taking: dict[str, float] = defaultdict(float)
-    for c, n in once.items():
-        taking[c.instruction] += n
-    waited, pairs, overlapped = step_of(
-        facts, computations, lambda c: schedule(plan, c, products, taking, clock)
-    )
-    cycles = facts.estimated_cycles / clock
-    alone = sum(n * c.trip_count for c, n in once.items())
+    compiled = schedule(plan, facts, text, lambda c: block(plan, c))
     return Step(
         inside=counted((c.kind, c.count) for c in plan.collectives if c.inside),
         step=plan.timeline.step,
@@ -152,44 +128,26 @@ def measured(plan: Plan, kept: Path | None = None) -> Step:
         waiting=sum(c.inside.waiting * c.count for c in plan.collectives if c.inside),
         hidden=plan.timeline.hidden,
         planned_peak=plan.memory.peak,
-        compiled=cycles + waited + alone,
-        cycles=cycles,
-        waited=waited,
-        alone=alone,
-        pairs=pairs,
-        overlapped=overlapped,
+        compiled=compiled.step,
+        cycles=compiled.cycles,
+        waited=compiled.waited,
+        alone=compiled.alone,
+        behind=compiled.behind,
+        pairs=compiled.pairs,
+        overlapped=compiled.overlapped,
         sent=sent_bytes(facts),
         as_planned=as_planned(plan, facts),
     )
 
 
-def schedule(
-    plan: Plan,
-    computation: Computation,
-    products: set[str],
-    alone: Mapping[str, float],
-    clock: float,
-) -> Stood:
-    """A computation of the compiler's. ``products``: computations with a matrix product; ``alone``:
-    seconds of instructions that are collectives."""
-    rows = {c.id: c for c in plan.collectives}
-
-    def permute(inst: Instruction) -> tuple[str, float]:
-        found = SCOPE.findall(inst.op_name)
-        row = rows[int(found[-1])] if found else None
-        if row is None:
-            return "", 0.0
-        block = min(row.bytes, row.result_bytes)
-        axis = plan.mesh.index(row.axis)
-        return row.axis, permute_seconds(plan.problem.cost, axis, block, both=True)
-
-    def lasts(inst: Instruction) -> float:
-        return inst.estimated_cycles / clock + alone.get(inst.name, 0.0)
-
-    def multiplies(inst: Instruction) -> bool:
-        return inst.opcode == "fusion" and bool(products.intersection(inst.called("calls")))
-
-    return walk(computation, permute, lasts, multiplies)
+def block(plan: Plan, c: Collective) -> float:
+    """Seconds of a permute: a block of what its plan's row sends; 0 of the compiler's own."""
+    found = SCOPE.findall(c.op_name)
+    row = next((r for r in plan.collectives if found and r.id == int(found[-1])), None)
+    if row is None:
+        return 0.0
+    size = min(row.bytes, row.result_bytes)
+    return permute_seconds(plan.problem.cost, plan.mesh.index(row.axis), size, both=True)
 
 
 def main() -> None:
@@ -214,7 +172,7 @@ def shown(step: dict) -> str:
         f"planned {step['step']:.4f} s, exposed {step['exposed']:.4f} (inside products "
         f"{step['waiting']:.4f}); compiled "
         f"{step['compiled']:.4f} s = cycles {step['cycles']:.4f} + alone {step['alone']:.4f} + "
-        f"waited {step['waited']:.4f}; "
+        f"waited {step['waited']:.4f}, behind {step['behind']:.4f}; "
         f"{step['overlapped']} of {step['pairs']} permutes beside products; sent "
         f"{total / 2**30:.2f} GiB; audit {'exact' if step['as_planned'] else 'differs'}"
     )

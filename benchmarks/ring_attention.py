@@ -10,21 +10,18 @@ compiled.
 pairs: starts and ends of permutes in the text; overlapped: those with a matrix product between.
 cycles: the compiler's estimates with trip counts, in seconds of its clock. Of collectives it gives
 no estimate, so the cost model's prices go through its schedule: alone, seconds of those that it
-starts and ends at once; waited: in which it stands at the end of a permute, each direction of an
-axis carrying one block at a time. sent: bytes that a device sends in a step; columns: of the
-solver's program.
+starts and ends at once; waited: in which it stands at the end of one that runs meanwhile, each
+direction of an axis carrying one at a time; behind: what passes meanwhile. sent: bytes that a
+device sends in a step; columns: of the solver's program.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
-from benchmarks.auto_sharding_judge import CLOCK, seconds
-from benchmarks.schedule import Stood, arguments, as_planned, sent_bytes, step_of, walk
+from benchmarks.schedule import arguments, as_planned, schedule, sent_bytes
 from models import gpt
 from neocc.backends.target import compile_for_target
 from neocc.cost.choice import PREMIUM, Collectives
@@ -32,8 +29,7 @@ from neocc.cost.hardware import chip
 from neocc.ir.mesh import Mesh
 from neocc.ir.ops import ATTENTION
 from neocc.lower.audit import SCOPE, device_pairs
-from neocc.lower.hlo import HloFacts, read_hlo
-from neocc.lower.hlo_text import Computation, Instruction, parse_module
+from neocc.lower.hlo import Collective, read_hlo
 from neocc.passes.plan import Plan, make_plan
 
 RESULTS = Path(__file__).parent / "results" / "ring_attention.json"
@@ -42,8 +38,6 @@ MODES = {
     "gathered": Collectives.asked("standard"),
     "ring": Collectives.asked("auto", OWN),  # nothing else of neocc's own
 }
-
-AT_ONCE = "collective-permute"
 
 
 @dataclass(frozen=True)
@@ -87,6 +81,7 @@ class Compiled:
     cycles: float
     alone: float
     waited: float
+    behind: float
     pairs: int
     overlapped: int
     flops: int
@@ -120,75 +115,14 @@ def predicted(plan: Plan) -> Predicted:
     )
 
 
-@dataclass(frozen=True)
-class Walk:
-    """The compiler's schedule of a plan's program."""
-
-    plan: Plan
-    text: str
-    facts: HloFacts
-
-    @cached_property
-    def computations(self) -> dict[str, Computation]:
-        return dict(parse_module(self.text).computations)
-
-    @cached_property
-    def multiplying(self) -> set[str]:
-        """Computations with a matrix product, in what they call too."""
-        found = {m.computation for m in self.facts.matmuls}
-        size = -1
-        while size < len(found):
-            size = len(found)
-            for name, computation in self.computations.items():
-                if any(found.intersection(called(i)) for i in computation.instructions):
-                    found.add(name)
-        return found
-
-    @cached_property
-    def alone(self) -> dict[str, float]:
-        """Seconds of each collective that is no permute."""
-        found: dict[str, float] = defaultdict(float)
-        for c in self.facts.collectives:
-            if c.kind != "collective-permute":
-                found[c.instruction] += seconds(c, self.plan.topology)
-        return found
-
-    def taken(self, inst: Instruction) -> tuple[str, float]:
-        """The axis of a permute, and its seconds by the cost model."""
-        ids = SCOPE.findall(inst.op_name)
-        ends = inst.integers("source_target_pairs")
-        pairs = frozenset(zip(ends[::2], ends[1::2], strict=True))
-        for c in self.plan.collectives:
-            own = ids and c.pairs and c.id == int(ids[-1])
-            if own and device_pairs(c, self.plan.mesh) == pairs:
-                return c.axis, c.seconds / PREMIUM
-        return "", 0.0
-
-    @cached_property
-    def loops(self) -> dict[str, int]:
-        """Cycles of each loop, all its runs."""
-        return {loop.instruction: (loop.trip_count or 1) * loop.cycles for loop in self.facts.loops}
-
-    def schedule(self, computation: Computation) -> Stood:
-        """A permute that is started and ended at once is waited for whole."""
-        clock = CLOCK[self.plan.chip.name]
-
-        def lasts(inst: Instruction) -> float:
-            if inst.opcode == AT_ONCE:
-                return 0.0
-            cycles = self.loops.get(inst.name, 0) or inst.estimated_cycles
-            return cycles / clock + self.alone.get(inst.name, 0.0)
-
-        def multiplies(inst: Instruction) -> bool:
-            return inst.opcode != AT_ONCE and bool(self.multiplying.intersection(called(inst)))
-
-        waited, pairs, overlapped = walk(computation, self.taken, lasts, multiplies)
-        once = (i for i in computation.instructions if i.opcode == AT_ONCE)
-        return waited + sum(self.taken(i)[1] for i in once), pairs, overlapped
-
-
-def called(inst: Instruction) -> set[str]:
-    return {name for attr in ("calls", "body", "to_apply") for name in inst.called(attr)}
+def turn(plan: Plan, c: Collective) -> float:
+    """Seconds of a permute of a ring, by the cost model; 0 of any other."""
+    ids = SCOPE.findall(c.op_name)
+    for row in plan.collectives:
+        own = ids and row.pairs and row.id == int(ids[-1])
+        if own and device_pairs(row, plan.mesh) == frozenset(c.groups):
+            return row.seconds / PREMIUM
+    return 0.0
 
 
 def compiled(plan: Plan, kept: Path | None) -> Compiled:
@@ -203,15 +137,14 @@ def compiled(plan: Plan, kept: Path | None) -> Compiled:
             kept.write_text(text, "utf-8")
             peaks.write_text(str(peak))
     facts = read_hlo(text)
-    whole = Walk(plan, text, facts)
-    waited, pairs, overlapped = step_of(facts, whole.computations.values(), whole.schedule)
-    once = {c: seconds(c, plan.topology) for c in facts.collectives if c.instruction in whole.alone}
+    found = schedule(plan, facts, text, lambda c: turn(plan, c))
     return Compiled(
-        cycles=facts.estimated_cycles / CLOCK[plan.chip.name],
-        alone=sum(n * c.trip_count for c, n in once.items()),
-        waited=waited,
-        pairs=pairs,
-        overlapped=overlapped,
+        cycles=found.cycles,
+        alone=found.alone,
+        waited=found.waited,
+        behind=found.behind,
+        pairs=found.pairs,
+        overlapped=found.overlapped,
         flops=facts.flops,
         peak=peak,
         sent=sent_bytes(facts),

@@ -1,7 +1,7 @@
-"""A compiler's schedule, walked: how long it stands at ends of permutes, and what runs beside them.
+"""A compiler's schedule, walked: what runs by itself, and how long it stands at ends of the others.
 
-Of permutes a compiler gives no estimate: their seconds are the caller's, and each direction of a
-mesh axis carries one block at a time.
+Of collectives a compiler gives no estimate: their seconds are the cost model's, and each direction
+of a mesh axis carries one of them at a time.
 """
 
 from __future__ import annotations
@@ -9,70 +9,112 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.auto_sharding_judge import sent
-from neocc.lower.audit import pair
-from neocc.lower.hlo import HloFacts
-from neocc.lower.hlo_text import Computation, Instruction
+from benchmarks.auto_sharding_judge import CLOCK, seconds, sent
+from neocc.lower.audit import compiled_axes, pair
+from neocc.lower.hlo import Collective, HloFacts
+from neocc.lower.hlo_text import Computation, parse_module
 from neocc.passes.plan import Plan
 
-START, DONE = "collective-permute-start", "collective-permute-done"
-Stood = tuple[float, int, int]
-"""Seconds that a schedule stands at ends of permutes, its pairs of start and end, and how many of
-these have a product between."""
+PERMUTE = "collective-permute"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Seconds of a device's step. cycles: the compiler's estimates with trip counts, by its clock;
+    alone: collectives that it starts and ends at once; waited: in which it stands at the end of
+    others; behind: those of the others that pass meanwhile. pairs: starts and ends of permutes in
+    the text; overlapped: those with a matrix product between."""
+
+    cycles: float
+    alone: float
+    waited: float
+    behind: float
+    pairs: int
+    overlapped: int
+
+    @property
+    def step(self) -> float:
+        return self.cycles + self.alone + self.waited
+
+
+def schedule(
+    plan: Plan,
+    facts: HloFacts,
+    text: str,
+    permute: Callable[[Collective], float],
+    clock: float | None = None,
+) -> Schedule:
+    """``text``: what was compiled of the plan, read as ``facts``; ``permute``: seconds of a permute
+    by the plan's prices; ``clock``: cycles a second, by default the chip's."""
+    clock = clock or CLOCK[plan.chip.name]
+
+    def price(c: Collective) -> float:
+        return permute(c) if c.kind == PERMUTE else seconds(c, plan.topology)
+
+    prices = [(c, price(c)) for c in facts.collectives]
+    sent = defaultdict(list)
+    lasts: dict[str, float] = defaultdict(float)
+    for c, taken in prices:
+        if c.start:
+            sent[c.start].append((c, taken))
+        else:
+            lasts[c.instruction] += taken
+    for loop in facts.loops:
+        lasts[loop.instruction] += (loop.trip_count or 1) * loop.cycles / clock
+    trips = {loop.body: loop.executions * (loop.trip_count or 1) for loop in facts.loops}
+    waited = 0.0
+    for computation in parse_module(text).computations.values():
+        once = walk(computation, sent, plan.mesh.sizes, lasts, clock)
+        waited += once * trips.get(computation.name, 1)
+    meanwhile = sum(taken * c.trip_count for c, taken in prices if c.start)
+    permutes = [c for c in facts.collectives if c.start and c.kind == PERMUTE]
+    return Schedule(
+        cycles=facts.estimated_cycles / clock,
+        alone=sum(taken * c.trip_count for c, taken in prices if not c.start),
+        waited=waited,
+        behind=meanwhile - waited,
+        pairs=len(permutes),
+        overlapped=sum(c.beside > 0 for c in permutes),
+    )
 
 
 def walk(
     computation: Computation,
-    permute: Callable[[Instruction], tuple[str, float]],
-    lasts: Callable[[Instruction], float],
-    multiplies: Callable[[Instruction], bool],
-) -> Stood:
-    """One run of a computation, in the compiler's order. ``permute``: the mesh axis of a permute
-    that starts, and its seconds; ``lasts``: seconds of what is neither start nor end of one;
-    ``multiplies``: whether that has a matrix product in it."""
+    sent: dict[str, list[tuple[Collective, float]]],
+    sizes: tuple[int, ...],
+    lasts: dict[str, float],
+    clock: float,
+) -> float:
+    """Seconds waited in one run of a computation, in the compiler's order. ``sent``: collectives
+    and their seconds by the instruction that starts them; ``lasts``: of instructions, beside their
+    cycles."""
     now = waited = 0.0
-    free: dict[tuple[str, int], float] = defaultdict(float)  # when a direction of an axis is
-    under: dict[str, tuple[float, int]] = {}  # when each permute is there; products before it
-    seen = pairs = overlapped = 0
+    free: dict[tuple[int, int], float] = defaultdict(float)  # when a direction of an axis is
+    there: dict[str, float] = {}
     for inst in computation.instructions:
-        if inst.opcode == START:
-            axis, taken = permute(inst)
-            way = axis, direction(inst)
-            free[way] = max(now, free[way]) + taken
-            under[inst.name] = (free[way], seen)
-        elif inst.opcode == DONE:
-            there, before = under[inst.operands[0]]
-            waited += max(0.0, there - now)
-            now = max(now, there)
-            pairs += 1
-            overlapped += seen > before
+        for c, taken in sent.get(inst.name, ()):
+            ways = [(a, w) for a in compiled_axes(c, sizes) or () for w in directions(c)]
+            end = max(now, *(free[way] for way in ways), 0.0) + taken
+            free.update(dict.fromkeys(ways, end))
+            there[c.end] = max(end, there.get(c.end, 0.0))
+        if inst.name in there:
+            waited += max(0.0, there[inst.name] - now)
+            now = max(now, there[inst.name])
         else:
-            now += lasts(inst)
-            seen += multiplies(inst)
-    return waited, pairs, overlapped
+            now += inst.estimated_cycles / clock + lasts.get(inst.name, 0.0)
+    return waited
 
 
-def step_of(
-    facts: HloFacts, computations: Iterable[Computation], one: Callable[[Computation], Stood]
-) -> Stood:
-    """Of a whole step: waits as often as loops run, and the pairs in the text."""
-    trips = {loop.body: loop.executions * (loop.trip_count or 1) for loop in facts.loops}
-    waited, pairs, overlapped = 0.0, 0, 0
-    for computation in computations:
-        stood, found, beside = one(computation)
-        waited += stood * trips.get(computation.name, 1)
-        pairs, overlapped = pairs + found, overlapped + beside
-    return waited, pairs, overlapped
-
-
-def direction(inst: Instruction) -> int:
-    """Round an axis: most devices send upward, or downward."""
-    ends = inst.integers("source_target_pairs")
-    upward = sum((b > a) - (b < a) for a, b in zip(ends[::2], ends[1::2], strict=True))
-    return 1 if upward > 0 else -1
+def directions(c: Collective) -> tuple[int, ...]:
+    """Round an axis: of a permute upward or downward, as most devices send; else both."""
+    if c.kind != PERMUTE:
+        return 1, -1
+    upward = sum((b > a) - (b < a) for a, b in c.groups)
+    return (1,) if upward > 0 else (-1,)
 
 
 def sent_bytes(facts: HloFacts) -> dict[str, int]:

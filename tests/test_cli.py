@@ -377,7 +377,7 @@ def test_what_is_no_amount_of_memory(text: str):
 def test_a_failed_audit_ends_with_1(ok: bool, monkeypatch: pytest.MonkeyPatch):
     def fake(plan: neocc.Plan) -> Audit:
         flops, peak = plan.flops, plan.memory.peak
-        return Audit((), flops, flops if ok else 2 * flops, peak, peak, peak, ())
+        return Audit((), flops, flops if ok else 2 * flops, peak, peak, peak, (), {})
 
     monkeypatch.setattr("neocc.backends.target.audit_for_target", fake)
     result = neocc_compile(GPT, *TINY, "--audit")

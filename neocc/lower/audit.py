@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,11 +47,22 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Hiding:
+    """Of one kind of collective, seconds of a step by the plan's prices: ``planned``, those that
+    the plan lets run behind compute, and ``beside``, those of them that the program starts before
+    a matrix product and ends after it."""
+
+    planned: float
+    beside: float
+
+
+@dataclass(frozen=True)
 class Audit:
     """The plan against the compiled program. FLOPs of matrix products and bytes per device.
 
     ``compiled_peak``: live bytes at the fullest point, XLA's ``peak_memory_in_bytes``;
     ``reserved``: bytes of arguments and of the one block for temporaries, with its gaps.
+    ``hiding``: by kind; what the program runs at once is told, and fails nothing.
     """
 
     findings: tuple[Finding, ...]
@@ -61,6 +72,7 @@ class Audit:
     compiled_peak: int
     reserved: int
     unknown_loops: tuple[str, ...]
+    hiding: Mapping[str, Hiding]
 
     @property
     def flops_equal(self) -> bool:
@@ -92,15 +104,38 @@ def audit(
     facts = read or read_hlo(text)
     body, mesh = plan.partitioned.program.body, plan.mesh
     summed = local_flops(body, mesh) - local_flops(body, mesh, plan.chip)
+    findings = tuple(pair(plan, facts))
     return Audit(
-        findings=tuple(pair(plan, facts)),
+        findings=findings,
         planned_flops=plan.flops - summed,
         compiled_flops=facts.flops,
         planned_peak=plan.memory.peak,
         compiled_peak=compiled_peak,
         reserved=reserved,
         unknown_loops=facts.unknown_loops,
+        hiding=hiding(plan, findings),
     )
+
+
+def hiding(plan: Plan, findings: Iterable[Finding]) -> dict[str, Hiding]:
+    """What may run behind compute, by kind, and how much of it does; of a collective that is
+    several in the program the share of its bytes."""
+    own: dict[int, list[Compiled]] = defaultdict(list)
+    for f in findings:
+        if f.compiled is not None:
+            ids = [f.planned.id] if f.planned else map(int, SCOPE.findall(f.compiled.op_name)[-1:])
+            for id in ids:
+                own[id].append(f.compiled)
+    found: dict[str, Hiding] = {}
+    for p in plan.collectives:
+        planned = p.behind + p.within * p.count
+        if planned > 0 and p.kind not in HOST_MOVES:
+            sent = sum(c.operand_bytes * c.trip_count for c in own[p.id])
+            beside = sum(c.operand_bytes * c.trip_count for c in own[p.id] if c.beside)
+            so_far = found.get(p.kind, Hiding(0.0, 0.0))
+            more = planned * beside / sent if sent else 0.0
+            found[p.kind] = Hiding(so_far.planned + planned, so_far.beside + more)
+    return found
 
 
 Match = Callable[[Planned, Compiled], bool]

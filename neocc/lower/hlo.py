@@ -43,6 +43,7 @@ KINDS = (
 _SKIP = frozenset(("parameter", "constant", "get-tuple-element", "tuple", "bitcast"))
 _CALLERS = frozenset(("fusion", "call", "custom-call", "async"))  # and these with "-start"
 _CHAIN = re.compile(r'chain_id="(\d+)"')
+_ENDS = re.compile(r'custom_call_target="AsyncCollective(Start|Done)"')
 _PRIMITIVE = re.compile(
     r"(all_gather|reduce_scatter|psum_scatter|psum|pmax|pmin|all_to_all|ppermute)(?:_invariant)?"
 )
@@ -85,6 +86,12 @@ class Collective:
     """Inside a branch that need not be taken; counted as if it is."""
     operand_index: int = 0
     operand_count: int = 1
+    start: str = ""
+    end: str = ""
+    """The instructions of the schedule between which an asynchronous one runs; "" of one that
+    starts and ends at once."""
+    beside: int = 0
+    """FLOPs of the matrix products between them, in one run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,51 +198,90 @@ class _Walk:
         self.matmuls: list[MatMul] = []
         self.loops: list[Loop] = []
         self.cycles = 0
+        self.flops = 0
         self.visited: set[str] = set()
         self.chains: set[str] = set()
 
     def visit(self, comp: Computation, at: _Context) -> None:
         """Counts what one call of ``comp`` executes."""
         self.visited.add(comp.name)
+        under: dict[str, tuple[str, range, int]] = {}
         for inst in comp.instructions:
-            op = inst.opcode
-            if op in _SKIP:
-                continue
-            if at.timed:
-                self.cycles += inst.estimated_cycles * at.times
-            if op in ("send", "recv") and "megascale" in inst.rest:
-                raise HloError(
-                    f"{inst.name!r} crosses between slices; only programs of one slice are read"
-                )
-            kind = _collective_kind(op)
-            if kind is not None and self._piece(inst, at):
-                continue
-            if kind is not None:
-                self.collectives += self._collective(kind, comp, inst, at)
-            elif op in ("dot", "convolution"):
-                flops = dot_flops(comp, inst) if op == "dot" else convolution_flops(comp, inst)
-                self._matmul(comp, inst, flops, at.times)
-            elif op == "custom-call" and (flops := library_flops(comp, inst)) is not None:
-                self._matmul(comp, inst, flops, at.times)
-            elif op == "while":
-                self._loop(comp, inst, at)
-            elif op == "conditional":
-                for callee in inst.called(
-                    "branch_computations", "true_computation", "false_computation"
-                ):
-                    self.visit(self.module.computations[callee], replace(at, conditional=True))
-            elif op.removesuffix("-start") in _CALLERS:
-                fused = op == "fusion"
-                elsewhere = fused or inst.attribute("async_execution_thread") is not None
-                within = replace(at, fused=at.fused or fused, timed=at.timed and not elsewhere)
-                for callee in inst.called("calls", "to_apply", "called_computations"):
-                    inner = self.module.computations[callee]
-                    whole = self._scatter_fusion(comp, inst, inner, at)
-                    if whole:
-                        self.collectives += whole
-                        self.visited.add(callee)
-                    else:
-                        self.visit(inner, within)
+            first = len(self.collectives)
+            self._run(comp, inst, at)
+            way, name = self._asynchronous(comp, inst)
+            if way == "start":
+                under[name] = inst.name, range(first, len(self.collectives)), self.flops
+            elif way == "done" and name in under:
+                start, those, flops = under.pop(name)
+                beside = (self.flops - flops) // at.times if at.times else 0
+                for i in those:
+                    c = self.collectives[i]
+                    self.collectives[i] = replace(c, start=start, end=inst.name, beside=beside)
+
+    def _run(self, comp: Computation, inst: Instruction, at: _Context) -> None:
+        """Counts one instruction."""
+        op = inst.opcode
+        if op in _SKIP:
+            return
+        if at.timed:
+            self.cycles += inst.estimated_cycles * at.times
+        if op in ("send", "recv") and "megascale" in inst.rest:
+            raise HloError(
+                f"{inst.name!r} crosses between slices; only programs of one slice are read"
+            )
+        kind = _collective_kind(op)
+        if kind is not None and self._piece(inst, at):
+            return
+        if kind is not None:
+            self.collectives += self._collective(kind, comp, inst, at)
+        elif op in ("dot", "convolution"):
+            flops = dot_flops(comp, inst) if op == "dot" else convolution_flops(comp, inst)
+            self._matmul(comp, inst, flops, at.times)
+        elif op == "custom-call" and (flops := library_flops(comp, inst)) is not None:
+            self._matmul(comp, inst, flops, at.times)
+        elif op == "while":
+            self._loop(comp, inst, at)
+        elif op == "conditional":
+            for callee in inst.called(
+                "branch_computations", "true_computation", "false_computation"
+            ):
+                self.visit(self.module.computations[callee], replace(at, conditional=True))
+        elif op.removesuffix("-start") in _CALLERS:
+            fused = op == "fusion"
+            elsewhere = fused or inst.attribute("async_execution_thread") is not None
+            within = replace(at, fused=at.fused or fused, timed=at.timed and not elsewhere)
+            for callee in inst.called("calls", "to_apply", "called_computations"):
+                inner = self.module.computations[callee]
+                whole = self._scatter_fusion(comp, inst, inner, at)
+                if whole:
+                    self.collectives += whole
+                    self.visited.add(callee)
+                else:
+                    self.visit(inner, within)
+
+    def _asynchronous(self, comp: Computation, inst: Instruction) -> tuple[str, str]:
+        """Whether an instruction is the ``start`` or ``done`` of a transfer that runs meanwhile,
+        and what both have in common: the name of the start, or the chain of the fusions that it
+        runs in."""
+        op = inst.opcode
+        if op.endswith("-start"):
+            return "start", inst.name
+        if op.endswith("-done"):
+            source = comp.by_name[inst.operands[0]]
+            while source.opcode.endswith("-update"):
+                source = comp.by_name[source.operands[0]]
+            return "done", source.name
+        if op == "fusion":
+            for one in self.module.computations[inst.called("calls")[0]].instructions:
+                if one.opcode == "custom-call" and (found := _ENDS.search(one.rest)):
+                    return found[1].lower(), self._chain_in(inst)
+        return "", ""
+
+    def _chain_in(self, fusion: Instruction) -> str:
+        inner = self.module.computations[fusion.called("calls")[0]]
+        found = (_CHAIN.search(one.rest) for one in inner.instructions)
+        return next((f"chain {match[1]}" for match in found if match), "")
 
     def _piece(self, inst: Instruction, at: _Context) -> bool:
         """Whether a collective was met before: an asynchronous one that runs inside fusions stands
@@ -263,6 +309,7 @@ class _Walk:
     def _matmul(self, comp: Computation, inst: Instruction, flops: int, times: int) -> None:
         dtype = arrays(comp.shape(inst.operands[0]))[0].dtype
         self.matmuls.append(MatMul(inst.name, comp.name, dtype, flops, times, inst.op_name))
+        self.flops += flops * times
 
     def _loop(self, comp: Computation, inst: Instruction, at: _Context) -> None:
         (body,), (condition,) = inst.called("body"), inst.called("condition")

@@ -187,6 +187,7 @@ def audit_document(compilation: Compilation) -> dict[str, Any] | None:
         "flops": {"plan": audit.planned_flops, "compiled": audit.compiled_flops},
         "peak_memory": {"plan": audit.planned_peak, "compiled": audit.compiled_peak},
         "reserved_memory": audit.reserved,
+        "hiding": {kind: dataclasses.asdict(h) for kind, h in audit.hiding.items()},
         "findings": [
             {
                 "planned": f.planned and f.planned.id,

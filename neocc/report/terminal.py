@@ -301,6 +301,10 @@ def audit(found: Audit) -> Group:
         f"{bytes_text(found.compiled_peak)} ({100 * found.memory_error:+.1f} %), "
         f"reserved {bytes_text(found.reserved)}"
     )
+    for kind, h in found.hiding.items():
+        may, do = seconds_text(h.planned), seconds_text(h.beside)
+        text.append(f"\n  {kind.replace('_', '-')}: {may} may hide behind compute, ")
+        text.append(f"{do} of it run beside matrix products")
     words = "the compiled program is what was planned" if found.ok else "the audit FAILS"
     text.append(f"\n  {words}", style="bold green" if found.ok else "bold red")
     return titled("Audit against the target's compiler", text)

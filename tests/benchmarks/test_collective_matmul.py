@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.collective_matmul import RESULTS, schedule
+from benchmarks.collective_matmul import RESULTS, block
+from benchmarks.schedule import schedule
 from models import gpt
 from neocc.cost.choice import Collectives
 from neocc.cost.hardware import chip
 from neocc.cost.products import permute_seconds
 from neocc.ir.mesh import Mesh
-from neocc.lower.hlo_text import parse_module
+from neocc.lower.hlo import read_hlo
 from neocc.passes.layout.rules import tensor_parallel
 from neocc.passes.plan import Collective, Plan, make_plan
 
@@ -23,18 +24,19 @@ UP, DOWN = "{{0,1},{1,2},{2,3},{3,0}}", "{{0,3},{1,0},{2,1},{3,2}}"
 TEXT = """\
 HloModule m, num_partitions=8
 
-%multiply (p: f32[4]) -> f32[4] {
-  ROOT %p = f32[4] parameter(0)
+%multiply (p: f32[4]) -> f32[] {
+  %p = f32[4] parameter(0)
+  ROOT %m = f32[] dot(%p, %p), lhs_contracting_dims={0}, rhs_contracting_dims={0}
 }
 
 ENTRY %main (x: f32[4]) -> f32[4] {
   %x = f32[4] parameter(0)
   %one = (f32[4], f32[4]) collective-permute-start(%x), source_target_pairs=UP, NAMED
   %two = (f32[4], f32[4]) collective-permute-start(%x), source_target_pairs=OTHER, NAMED
-  %y = f32[4] fusion(%x), kind=kOutput, calls=%multiply, ESTIMATED
+  %y = f32[] fusion(%x), kind=kOutput, calls=%multiply, ESTIMATED
   %one.done = f32[4] collective-permute-done(%one)
   %two.done = f32[4] collective-permute-done(%two)
-  %three = (f32[4], f32[4]) collective-permute-start(%y), source_target_pairs=UP, NAMED
+  %three = (f32[4], f32[4]) collective-permute-start(%x), source_target_pairs=UP, NAMED
   ROOT %three.done = f32[4] collective-permute-done(%three)
 }
 """
@@ -59,13 +61,11 @@ def test_a_direction_carries_one_block_at_a_time_behind_products(
     named = f'metadata={{op_name="jit(f)/neocc.all_gather.{row.id}/ppermute"}}'
     text = TEXT.replace("OTHER", other).replace("UP", UP).replace("NAMED", named)
     estimated = f'backend_config={{"estimated_cycles":"{cycles}"}}'
-    module = parse_module(text.replace("ESTIMATED", estimated))
-    waited, pairs, beside = schedule(
-        plan, module.computations[module.entry], {"multiply"}, {}, CLOCK
-    )
-    assert (pairs, beside) == (3, 2)
+    text = text.replace("ESTIMATED", estimated)
+    found = schedule(plan, read_hlo(text), text, lambda c: block(plan, c), CLOCK)
+    assert (found.pairs, found.overlapped) == (3, 2)
     # The first two side by side or one behind the other; the third behind nothing.
-    assert waited == pytest.approx(max(0.0, alike * taken - cycles / CLOCK) + taken, rel=1e-9)
+    assert found.waited == pytest.approx(max(0.0, alike * taken - cycles / CLOCK) + taken, rel=1e-9)
 
 
 def test_the_documents_show_what_was_found() -> None:

@@ -11,10 +11,11 @@ from models import gpt
 from neocc.backends.target import Target, compile_for_target
 from neocc.cost.hardware import chip
 from neocc.ir.mesh import Mesh
-from neocc.lower.audit import GATHERED, Audit, audit, pair
+from neocc.lower.audit import GATHERED, Audit, Finding, Hiding, audit, hiding, pair
 from neocc.lower.hlo import Collective as Compiled
 from neocc.lower.hlo import HloFacts, axes_of
 from neocc.nn import Experts
+from neocc.passes.layout.rules import experts
 from neocc.passes.plan import Collective, Plan, make_plan
 
 pytestmark = pytest.mark.tpu_compiler
@@ -79,6 +80,19 @@ def test_tokens_travel_to_experts_by_the_all_to_alls_of_the_plan(layout: str, ax
     assert all(f.compiled and f.compiled.kind == "all-to-all" for f in sent)
 
 
+@pytest.mark.slow
+def test_gathers_of_weights_run_beside_products_and_scatters_of_their_gradients_do_not():
+    pytest.importorskip("libtpu")
+    c = replace(SMALL, embd=256, heads=2, seq=256, vocab=256, layers=4, recompute=False)
+    mesh = Mesh.parse("2x2")
+    fsdp = next(e.rules for e in experts(mesh) if e.name == "FSDP")
+    plan = make_plan(gpt.train_step(c), mesh, chip("v5p"), rules=fsdp)
+    hiding = held(plan, compile_for_target(plan)).hiding
+    gathers, scatters = hiding["all_gather"], hiding["reduce_scatter"]
+    assert gathers.beside > 0.9 * gathers.planned > 0
+    assert scatters.planned > 0 and scatters.beside == 0
+
+
 def without_largest(collectives: list[Collective]) -> list[Collective]:
     largest = max(collectives, key=lambda c: c.bytes)
     return [c for c in collectives if c is not largest]
@@ -110,6 +124,24 @@ def test_a_plan_that_lies_about_a_collective_fails(
     collectives = [c for c in plan.collectives if c.kind != "slice"]
     found = held(replace(plan, collectives=tuple(lie(collectives))), target)
     assert not found.collectives_ok and not found.ok
+
+
+def test_what_hides_is_told_by_kind_and_by_the_share_of_its_bytes(compiled):
+    """A transfer that is two in the program, one of them beside a product."""
+    plan, target = compiled
+    first = next(c for c in plan.collectives if c.kind == "all_reduce" and c.hideable)
+    whole = next(f.compiled for f in held(plan, target).findings if f.planned is first)
+    assert whole is not None
+    named = f"jit(f)/neocc.all_reduce.{first.id}/psum"
+    half = replace(whole, operand_bytes=whole.operand_bytes // 2, op_name=named)
+    only = replace(plan, collectives=(first,))
+    for flops, share in ((0, 0.0), (8, 0.5)):
+        parts = [
+            Finding(first, half, "", True),
+            Finding(None, replace(half, beside=flops), "", True),
+        ]
+        found = hiding(only, parts)
+        assert found == {"all_reduce": Hiding(first.behind, share * first.behind)}
 
 
 def sum_of(first: Collective, size: int, groups: tuple[tuple[int, ...], ...]) -> Compiled:

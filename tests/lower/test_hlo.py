@@ -265,6 +265,65 @@ def test_a_wrapped_asynchronous_call_is_counted_once() -> None:
     assert found.result_shape == (16,)
 
 
+DOT = "f32[4,4]{{1,0}} dot({0}, {0}), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}"
+GATHER = "all-gather(%{}), replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}"
+IN_FUSIONS = f"""
+%begin (p: f32[4,4]) -> (f32[16,4]) {{
+  %p = f32[4,4] parameter(0)
+  %g1 = f32[16,4] {GATHER.format("p")}, frontend_attributes={{chain_id="7"}}
+  ROOT %c1 = (f32[16,4]) custom-call(%g1), custom_call_target="AsyncCollectiveStart"
+}}
+
+%meanwhile (q: f32[4,4]) -> (f32[4,4], f32[16,4]) {{
+  %q = f32[4,4] parameter(0)
+  %g2 = f32[16,4] {GATHER.format("q")}, frontend_attributes={{chain_id="7"}}
+  %m = {DOT.format("%q")}
+  ROOT %t = (f32[4,4], f32[16,4]) tuple(%m, %g2)
+}}
+
+%finish (r: f32[4,4]) -> f32[16,4] {{
+  %r = f32[4,4] parameter(0)
+  %g3 = f32[16,4] {GATHER.format("r")}, frontend_attributes={{chain_id="7"}}
+  ROOT %c3 = f32[16,4] custom-call(%r, %g3), custom_call_target="AsyncCollectiveDone"
+}}
+"""
+
+
+@pytest.mark.parametrize("between", [0, 1, 2])
+def test_products_between_the_start_and_the_end_of_a_transfer_are_told(between: int) -> None:
+    start = "(f32[4,4], f32[4,4], u32[], u32[]) collective-permute-start(%a)"
+    products = [f"%m{i} = " + DOT.format("%a") for i in range(3)]
+    text = program(
+        "%a = f32[4,4]{1,0} parameter(0)",
+        products[0],
+        f"%s = {start}, source_target_pairs={{{{0,1}}}}",
+        *products[1 : 1 + between],
+        "ROOT %d = f32[4,4]{1,0} collective-permute-done(%s)",
+    )
+    (found,) = read_hlo(text).collectives
+    assert (found.start, found.end, found.beside) == ("s", "d", between * 2 * 4 * 4 * 4)
+
+
+def test_a_gather_that_runs_inside_fusions_is_one_beside_their_products() -> None:
+    fusion = "fusion(%a), kind=kCustom, calls="
+    text = program(
+        "%a = f32[4,4]{1,0} parameter(0)",
+        f"%s = (f32[16,4]) {fusion}%begin",
+        f"%f = (f32[4,4], f32[16,4]) {fusion}%meanwhile",
+        f"ROOT %d = f32[16,4] {fusion}%finish",
+        more=IN_FUSIONS,
+    )
+    (found,) = read_hlo(text).collectives
+    assert (found.kind, found.start, found.end) == ("all-gather", "s", "d")
+    assert found.beside == read_hlo(text).flops == 2 * 4 * 4 * 4
+
+
+def test_a_collective_that_starts_and_ends_at_once_has_nothing_beside_it() -> None:
+    found = facts("v5e_4x4_loop.hlo.txt").collectives
+    gathers = [c for c in found if c.kind == "all-gather"]
+    assert gathers and not any(c.start or c.end or c.beside for c in gathers)
+
+
 def test_a_branch_counts_once_and_says_that_it_may_not_run() -> None:
     branch = (
         "\n%b{n} (p{n}: f32[4]) -> f32[16] {{\n  %p{n} = f32[4]{{0}} parameter(0)\n  ROOT %g{n} ="

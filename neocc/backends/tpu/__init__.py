@@ -11,6 +11,17 @@ OPTIONS = (
         "plans count transfers that run behind compute: this starts them early and ends them late;"
         " libtpu 0.0.42's own default, said so that it stays",
     ),
+    Option(
+        "xla_enable_async_all_gather",
+        True,
+        "a gather of weights starts early and ends late; libtpu's own default on v5e alone",
+    ),
+    Option(
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
+        True,
+        "what such a gather does goes into the products that it runs beside, without which the"
+        " compiler puts its start and end together again",
+    ),
 )
 
 BACKEND = Backend(
