@@ -20,6 +20,7 @@ from neocc.ir.errors import NeoccError
 from neocc.lower.collectives import Algorithm
 from neocc.lower.hlo import HloFacts, read_hlo
 from neocc.lower.jax import Kernel
+from neocc.lower.kernels import Calls
 
 Place = tuple[int, ...]  # coordinates in ``Topology.shape``
 Options = Mapping[str, Any]
@@ -162,6 +163,7 @@ class Backend:
     kernels: how it computes an op of the IR itself, in place of the op's own meaning in JAX.
     forms: its own forms of algorithms for collectives, by kind and name, in place of those made of
         permutes.
+    calls: the kernels that ops of a partitioned program run as, for the audit.
     """
 
     kind: str
@@ -177,6 +179,7 @@ class Backend:
     read: Callable[[str], HloFacts] = read_hlo
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
     forms: Mapping[tuple[str, str], Algorithm] = field(default_factory=dict)
+    calls: Calls = lambda op, mesh: ()
 
     def devices(self, laid: Topology) -> np.ndarray:
         """The described devices of a topology in mesh order: an array shaped as the mesh, so that

@@ -68,5 +68,6 @@ def audit_for_target(plan: Plan) -> Audit:
         HloError: the compiled program holds a collective in a form that is not known.
     """
     target = compile_for_target(plan)
-    facts = backend(plan.chip.kind).read(target.hlo)
-    return audit(plan, target.hlo, target.peak, target.reserved, facts)
+    own = backend(plan.chip.kind)
+    facts = own.read(target.hlo)
+    return audit(plan, target.hlo, target.peak, target.reserved, facts, own.calls)

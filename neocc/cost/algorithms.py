@@ -19,8 +19,9 @@ Beside the standard ones, which XLA brings and ``collectives.py`` prices. What r
 - ``bucketed``: small sums that do not wait for each other as one, over ``ring2``.
 - ``products``: the shards of ``ring2``, each way behind the products that read or make them
   (``cost.products``), where there are such.
-- ``dma``: ``ring2`` in one kernel of a backend's own, launched once; where the backend has none, of
-  permutes. No device has measured it: it runs where it is asked for.
+- ``dma``: ``ring2`` in one kernel of a TPU's own, launched once. Plans for other chips do not have
+  it; a TPU's plan that runs elsewhere does the same by permutes. No device has measured it: it runs
+  where it is asked for.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ STANDARD = "standard"  # XLA's own
 PRODUCTS = "products"  # inside the matrix products beside it
 BLOCK = 256  # values that share a scale
 SCALE = 4  # bytes of a scale
+KERNEL_RING = 64  # devices of a ring at most: each step of a kernel has semaphores of its own
+KERNEL_DTYPES = ("f32", "bf16", "i32", "u32")
 BUCKET = 1 << 20  # bytes on a device above which a sum gains nothing from company
 
 Sizes = tuple[int, ...]
@@ -58,8 +61,9 @@ class Formula:
     ``rounds(items, itemsize, sizes)``: what each device sends, of ``items`` elements of
     ``itemsize`` bytes that it holds before or after, whichever is larger, on a grid of
     ``sizes``. ``rings``: of the grid; a range, ``(1, 1)`` for one ring of all devices. ``lossy``:
-    its result is not the standard one to the dtype's rounding. ``kernel``: it is launched once, not
-    in each round. ``inside``: it is no collective by itself, but part of products.
+    its result is not the standard one to the dtype's rounding. ``kernel``: the kind of chips on
+    which it is one kernel, launched once and not in each round. ``inside``: it is no collective by
+    itself, but part of products.
     """
 
     kind: str
@@ -67,7 +71,7 @@ class Formula:
     rings: tuple[int, int]
     rounds: Rounds
     lossy: bool = False
-    kernel: bool = False
+    kernel: str = ""
     inside: bool = False
 
     def grid(self, link: AxisLink) -> Grid:
@@ -93,6 +97,8 @@ class Formula:
 
     def takes(self, dtype: str, reduction: str = "sum") -> bool:
         """Whether it works on a dtype and a reduction: the lossy ones on sums of floats."""
+        if self.kernel:
+            return dtype in KERNEL_DTYPES
         return not self.lossy or (reduction == "sum" and dtype in ("bf16", "f16", "f32", "f64"))
 
     def seconds(self, full_bytes: float, link: AxisLink, itemsize: int = 1) -> float:
@@ -223,21 +229,21 @@ FORMULAS: dict[tuple[str, str], Formula] = {
     for f in (
         Formula("all_gather", "ring", ONE, _gather(1)),
         Formula("all_gather", "ring2", ONE, _gather(2)),
-        Formula("all_gather", "dma", ONE, _gather(2), kernel=True),
+        Formula("all_gather", "dma", ONE, _gather(2), kernel="tpu"),
         Formula("all_gather", "torus", SOME, _gather(2, torus=True)),
         Formula("all_gather", "hierarchical", ANY, _gather(2)),
         *(Formula("all_gather", f, ONE, _quantised_gather, lossy=True) for f in FORMATS),
         Formula("all_gather", PRODUCTS, ONE, _gather(2), inside=True),
         Formula("reduce_scatter", "ring", ONE, _scatter(1)),
         Formula("reduce_scatter", "ring2", ONE, _scatter(2)),
-        Formula("reduce_scatter", "dma", ONE, _scatter(2), kernel=True),
+        Formula("reduce_scatter", "dma", ONE, _scatter(2), kernel="tpu"),
         Formula("reduce_scatter", "torus", SOME, _scatter(2, torus=True)),
         Formula("reduce_scatter", "hierarchical", ANY, _scatter(2)),
         Formula("reduce_scatter", PRODUCTS, ONE, _scatter(2), inside=True),
         *(Formula("reduce_scatter", f, ONE, _quantised_scatter, lossy=True) for f in FORMATS),
         Formula("all_reduce", "ring", ONE, _reduce(1)),
         Formula("all_reduce", "ring2", ONE, _reduce(2)),
-        Formula("all_reduce", "dma", ONE, _reduce(2), kernel=True),
+        Formula("all_reduce", "dma", ONE, _reduce(2), kernel="tpu"),
         Formula("all_reduce", "torus", SOME, _reduce(2, torus=True)),
         Formula("all_reduce", "hierarchical", ANY, _reduce(2)),
         Formula("all_reduce", "bucketed", ONE, _reduce(2)),

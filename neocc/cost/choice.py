@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from neocc.cost.algorithms import FORMULAS, PRODUCTS, STANDARD, Formula, formula
+from neocc.cost.algorithms import (
+    FORMULAS,
+    KERNEL_RING,
+    PRODUCTS,
+    STANDARD,
+    Formula,
+    formula,
+)
 from neocc.cost.collectives import collective_time
 from neocc.cost.hardware import Chip
 from neocc.cost.roofline import elementwise_time
@@ -84,20 +91,20 @@ class Collectives:
         """The algorithm that a kind is to run by; None where that is free."""
         return dict(self.forced).get(kind, None if self.auto else STANDARD)
 
-    def check(self, mesh: Mesh) -> None:
+    def check(self, mesh: Mesh, chip: Chip) -> None:
         """Raises:
-        LayoutError: on no axis of the mesh can a forced algorithm run.
+        LayoutError: a forced algorithm runs on no such chip, or on no axis of the mesh.
         """
         sizes = [size for size in mesh.sizes if size > 1]
         for kind, name in self.forced:
-            if name == STANDARD or kind == RING_KIND or not sizes:
+            if name == STANDARD or kind == RING_KIND:
                 continue
             f = formula(kind, name)
-            if not any(runs(f, size) for size in sizes):
+            check_kernel(f, chip)
+            if sizes and not any(runs(f, size) for size in sizes):
                 raise LayoutError(
-                    f"{kind}={name} runs on a grid of {f.rings[0]} rings, and no axis of mesh "
-                    f"{mesh} is one: the sizes are prime. Give an axis of another size, or "
-                    "another algorithm"
+                    f"{kind}={name} runs on {needed(f)}, and no axis of mesh {mesh} is one: give "
+                    "an axis of another size, or another algorithm"
                 )
 
     def candidates(self, kind: str, link: AxisLink) -> Iterator[Formula]:
@@ -128,19 +135,34 @@ def named_formula(kind: str, name: str) -> str:
     if name == STANDARD and any(k == kind for k, _ in FORMULAS):
         return name
     try:
-        found = formula(kind, name)
+        return formula(kind, name).name
     except ValueError as error:
         raise LayoutError(f"collective {kind}={name}: {error}") from None
-    if found.kernel:
+
+
+def check_kernel(f: Formula, chip: Chip) -> None:
+    """Raises:
+    LayoutError: an algorithm is a kernel of other chips.
+    """
+    if f.kernel not in ("", chip.kind):
         raise LayoutError(
-            f"collective {kind}={name}: a kernel of one backend; plans do not name it"
+            f"{f.kind}={f.name} is a kernel of {f.kernel.upper()}s, and {chip.name} is a "
+            f"{chip.kind.upper()}: ring2 sends the same by permutes"
         )
-    return name
 
 
 def runs(f: Formula, size: int) -> bool:
-    """Whether an axis of so many devices is a grid of as many rings as an algorithm needs."""
+    """Whether an axis of so many devices is a grid of as many rings as an algorithm needs, or a
+    ring that its kernel takes."""
+    if f.kernel and size > KERNEL_RING:
+        return False
     return size > 1 and all(n > 1 for n in factors(size, f.rings[0]))
+
+
+def needed(f: Formula) -> str:
+    if f.kernel:
+        return f"a ring of at most {KERNEL_RING} devices"
+    return f"a grid of {f.rings[0]} rings, which sizes that are prime have not"
 
 
 def lines(f: Formula, link: AxisLink) -> tuple[float, float]:

@@ -175,7 +175,8 @@ def lines_of(link: AxisLink, collectives: Collectives) -> tuple[float, ...]:
         if asked in (None, STANDARD, PRODUCTS):
             numbers += standard
         for f in FORMULAS.values():
-            if f.kind != kind or f.kernel or f.inside or (f.lossy and f.name != asked):
+            apart = f.lossy or f.kernel  # only where asked for
+            if f.kind != kind or f.inside or (apart and f.name != asked):
                 continue
             if f.name == asked:
                 numbers += (*lines(f, link), *standard)  # what it does not take runs by XLA's own

@@ -75,7 +75,7 @@ class CostModel:
                 many devices; or the way to the host, for ``offload``, is not known.
             LayoutError: a collective is to run by what cannot run on the mesh.
         """
-        collectives.check(mesh)
+        collectives.check(mesh, chip)
         if offload and chip.host is None:
             raise HardwareError(f"the table has no bandwidth from {chip.name} to its host")
         laid = topology or default_topology(chip, mesh.sizes)
@@ -266,7 +266,8 @@ class CostModel:
         f = FORMULAS.get((kind, name))
         known = (
             f is not None
-            and not (f.kernel or f.inside)
+            and not f.inside
+            and f.kernel in ("", self.chip.kind)
             and runs(f, self.mesh.sizes[axis])
             and f.takes(dtype, reduction)
         )

@@ -22,7 +22,8 @@ from neocc.cost.choice import RING
 from neocc.ir.mesh import Mesh
 from neocc.ir.ops import HOST_MOVES
 from neocc.lower.hlo import Collective as Compiled
-from neocc.lower.hlo import HloFacts, axes_of, axes_of_pairs, read_hlo
+from neocc.lower.hlo import HloFacts, Kernel, Message, axes_of, axes_of_pairs, read_hlo
+from neocc.lower.kernels import Calls, messages, ran
 from neocc.passes.plan import Collective as Planned
 from neocc.passes.plan import Plan, local_flops
 
@@ -37,11 +38,11 @@ MEMORY_TOLERANCE = 0.10  # share by which the predicted peak may miss the compil
 
 @dataclass(frozen=True)
 class Finding:
-    """One collective of the plan or of the program. ``verdict``: ``as planned``, or what the
-    compiler did to it; ``ok``: that is an explained change that moves no other bytes."""
+    """One collective of the plan or of the program, or a kernel. ``verdict``: ``as planned``, or
+    what the compiler did to it; ``ok``: that is an explained change that moves no other bytes."""
 
     planned: Planned | None
-    compiled: Compiled | None
+    compiled: Compiled | Kernel | None
     verdict: str
     ok: bool
 
@@ -94,9 +95,15 @@ class Audit:
 
 
 def audit(
-    plan: Plan, text: str, compiled_peak: int, reserved: int, read: HloFacts | None = None
+    plan: Plan,
+    text: str,
+    compiled_peak: int,
+    reserved: int,
+    read: HloFacts | None = None,
+    calls: Calls = lambda op, mesh: (),
 ) -> Audit:
     """Reads optimised HLO ``text``, where it is not ``read`` yet, and holds ``plan`` against it.
+    ``calls``: the kernels that an op runs as (``Backend.calls``).
 
     Raises:
         HloError: the text holds a collective in a form that is not known.
@@ -104,7 +111,7 @@ def audit(
     facts = read or read_hlo(text)
     body, mesh = plan.partitioned.program.body, plan.mesh
     summed = local_flops(body, mesh) - local_flops(body, mesh, plan.chip)
-    findings = tuple(pair(plan, facts))
+    findings = tuple(pair(plan, facts, calls))
     return Audit(
         findings=findings,
         planned_flops=plan.flops - summed,
@@ -122,7 +129,7 @@ def hiding(plan: Plan, findings: Iterable[Finding]) -> dict[str, Hiding]:
     several in the program the share of its bytes."""
     own: dict[int, list[Compiled]] = defaultdict(list)
     for f in findings:
-        if f.compiled is not None:
+        if isinstance(f.compiled, Compiled):
             ids = [f.planned.id] if f.planned else map(int, SCOPE.findall(f.compiled.op_name)[-1:])
             for id in ids:
                 own[id].append(f.compiled)
@@ -141,13 +148,14 @@ def hiding(plan: Plan, findings: Iterable[Finding]) -> dict[str, Hiding]:
 Match = Callable[[Planned, Compiled], bool]
 
 
-def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
-    """Every collective of the plan and of the program, once, in pairs where there is one."""
+def pair(plan: Plan, facts: HloFacts, calls: Calls = lambda op, mesh: ()) -> list[Finding]:
+    """Every collective of the plan and of the program, once, in pairs where there is one; and
+    every kernel."""
     mesh = plan.mesh
     planned = [c for c in plan.collectives if c.kind not in ("slice", *HOST_MOVES)]
     compiled = list(facts.collectives)
     axes = {c: compiled_axes(c, mesh.sizes) for c in compiled}
-    ids = {c: [int(n) for n in SCOPE.findall(c.op_name)][-1:] for c in compiled}
+    ids = {c: ids_of(c) for c in compiled}
     findings: list[Finding] = []
 
     def same_place(p: Planned, c: Compiled) -> bool:
@@ -231,13 +239,37 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
                 words = f"one sum over {' and '.join(over)}"
                 findings.append(Finding(first[axis], None if i else c, words, True))
 
+    def take_kernels() -> set[int]:
+        """Ops that run as kernels of the backend's own, among them collectives. Gives those that
+        should and do not."""
+        left = {k: ids_of(k) for k in facts.kernels}
+        lacking = set[int]()
+        for made in ran(plan.partitioned, calls, left):
+            p = next((p for p in planned if p.id == made.id), None)
+            if not made.as_planned:
+                lacking.add(made.id)
+                if p is None:
+                    findings.append(Finding(None, None, f"{made.kind} without its kernels", False))
+                continue
+            if p is not None:
+                planned.remove(p)
+            by = f"by {p.algorithm}, " if p else ""
+            for i, k in enumerate(made.kernels):
+                left.pop(k)
+                findings.append(Finding(None if i else p, k, f"{by}a kernel as planned", True))
+        findings.extend(Finding(None, k, "a kernel that is not as planned", False) for k in left)
+        return lacking
+
     def take_permutes() -> None:
         """Collectives that an algorithm runs: each of its messages is a permute of its own."""
-        for p in [p for p in planned if p.algorithm != STANDARD and not p.pairs]:
+        for p in list(planned):
+            if p.algorithm == STANDARD or p.pairs or p.id in lacking:
+                continue
             own = [c for c in compiled if ids[c] == [p.id] and c.kind == "collective-permute"]
-            wanted = messages(p, mesh)
+            rounds = formula(p.kind, p.algorithm).rounds(values(p), p.itemsize, p.grid)
+            wanted = Counter(messages(rounds, p.grid, mesh, p.axis))
             half = p.itemsize == 4 and all(c.dtype == "bf16" for c in own)
-            sent = Counter((frozenset(c.groups), c.operand_bytes * (1 + half)) for c in own)
+            sent = Counter(Message(frozenset(c.groups), c.operand_bytes * (1 + half)) for c in own)
             # Pieces of less than a value each: the compiler sends none that are only padding.
             padding = wanted - sent if values(p) < math.prod(p.grid) * len(p.grid) else Counter()
             if own and wanted - padding == sent and all(c.trip_count == p.count for c in own):
@@ -276,6 +308,7 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
             for c in own:
                 compiled.remove(c)
 
+    lacking = take_kernels()
     take_permutes()
     take_rings()
     take(known(exact), "", True)
@@ -289,7 +322,8 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
     take(stacked, "moved out of the loop as one of the stack, the same bytes", True)
     take(hoisted, "moved out of the loop", False)
     for p in planned:
-        twin = any(f.planned is not None and same_transfer(f.planned, p) for f in findings)
+        alike = (f for f in findings if f.planned is not None and same_transfer(f.planned, p))
+        twin = p.id not in lacking and any(alike)
         verdict = "merged with an equal one" if twin else "removed"
         findings.append(Finding(p, None, verdict, twin))
     for c in compiled:
@@ -297,7 +331,7 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
             c.kind == "collective-permute"
             and c.written_as is None
             and any(
-                f.compiled is not None
+                isinstance(f.compiled, Compiled)
                 and f.compiled.kind == "reduce-scatter"
                 and f.compiled.fused
                 and f.compiled.trip_count == c.trip_count
@@ -311,17 +345,9 @@ def pair(plan: Plan, facts: HloFacts) -> list[Finding]:
     return findings
 
 
-def messages(p: Planned, mesh: Mesh) -> Counter[tuple[frozenset[tuple[int, ...]], int]]:
-    """What an algorithm sends in one run of a collective: (source, target) pairs of devices, and
-    bytes of each, with how often."""
-    before = math.prod(mesh.sizes[: mesh.index(p.axis)])
-    devices = np.arange(mesh.size).reshape(before, *p.grid, -1)
-    found: Counter[tuple[frozenset[tuple[int, ...]], int]] = Counter()
-    for sent in formula(p.kind, p.algorithm).rounds(values(p), p.itemsize, p.grid):
-        for m in sent:
-            targets = np.roll(devices, -m.by, axis=1 + m.ring).ravel().tolist()
-            found[frozenset(zip(devices.ravel().tolist(), targets, strict=True)), m.bytes] += 1
-    return found
+def ids_of(c: Compiled | Kernel) -> list[int]:
+    """The plan's id of the innermost op that an instruction is of, if it bears one."""
+    return [int(n) for n in SCOPE.findall(c.op_name)][-1:]
 
 
 def device_pairs(p: Planned, mesh: Mesh) -> frozenset[tuple[int, ...]]:

@@ -12,7 +12,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -42,6 +42,8 @@ KINDS = (
 )
 _SKIP = frozenset(("parameter", "constant", "get-tuple-element", "tuple", "bitcast"))
 _CALLERS = frozenset(("fusion", "call", "custom-call", "async"))  # and these with "-start"
+_KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w*)"')
+_BODY = re.compile(r'"body":"([^"]*)"')
 _CHAIN = re.compile(r'chain_id="(\d+)"')
 _ENDS = re.compile(r'custom_call_target="AsyncCollective(Start|Done)"')
 _PRIMITIVE = re.compile(
@@ -108,6 +110,36 @@ class MatMul:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """What a kernel sends: (source, target) devices, as of a permute, and bytes from each."""
+
+    pairs: frozenset[tuple[int, ...]]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel that the compiler was given whole: Pallas' on TPU, cuDNN's attention on GPU.
+
+    HLO shows none of what it computes. ``operand_bytes`` and ``result_bytes``: of each array.
+    """
+
+    name: str
+    """What its author called it; of cuDNN's the custom call's target."""
+    instruction: str
+    computation: str
+    operand_bytes: tuple[int, ...]
+    result_bytes: tuple[int, ...]
+    trip_count: int
+    op_name: str
+    conditional: bool
+    body: str = field(default="", repr=False)
+    """What Mosaic, the TPU's compiler of kernels, was given, in base64; else empty."""
+    sent: tuple[Message, ...] | None = None
+    """What one run sends to other devices; None where the body was not read."""
+
+
+@dataclass(frozen=True, slots=True)
 class Loop:
     """A ``while``: ``trip_count`` is None where the text does not tell it."""
 
@@ -135,7 +167,8 @@ class HloFacts:
     loops: tuple[Loop, ...]
     estimated_cycles: int
     """Sum of the TPU compiler's ``estimated_cycles``, times trip counts; 0 on other backends.
-    Collectives carry no estimate and are not in it."""
+    Collectives and kernels carry no estimate and are not in it."""
+    kernels: tuple[Kernel, ...] = ()
 
     @cached_property
     def unknown_loops(self) -> tuple[str, ...]:
@@ -173,6 +206,7 @@ def read_hlo(text: str) -> HloFacts:
         matmuls=tuple(walk.matmuls),
         loops=tuple(walk.loops),
         estimated_cycles=walk.cycles,
+        kernels=tuple(walk.kernels),
     )
 
 
@@ -196,6 +230,7 @@ class _Walk:
         self.constants = Constants(module)
         self.collectives: list[Collective] = []
         self.matmuls: list[MatMul] = []
+        self.kernels: list[Kernel] = []
         self.loops: list[Loop] = []
         self.cycles = 0
         self.flops = 0
@@ -240,6 +275,8 @@ class _Walk:
             self._matmul(comp, inst, flops, at.times)
         elif op == "custom-call" and (flops := library_flops(comp, inst)) is not None:
             self._matmul(comp, inst, flops, at.times)
+        elif op == "custom-call" and (found := _KERNEL.search(inst.rest)) is not None:
+            self.kernels.append(_kernel(comp, inst, found[1], at))
         elif op == "while":
             self._loop(comp, inst, at)
         elif op == "conditional":
@@ -443,6 +480,21 @@ def _collective_kind(opcode: str) -> str | None:
     """The kind of a collective that starts here; its ``-done`` half is not a second one."""
     name = opcode.removesuffix("-start")
     return name if name in KINDS else None
+
+
+def _kernel(comp: Computation, inst: Instruction, target: str, at: _Context) -> Kernel:
+    body = _BODY.search(inst.rest)
+    return Kernel(
+        name=re.sub(r"\.\d+$", "", inst.name) if body else target,
+        instruction=inst.name,
+        computation=comp.name,
+        operand_bytes=tuple(arrays(comp.shape(name))[0].nbytes for name in inst.operands),
+        result_bytes=tuple(a.nbytes for a in inst.arrays),
+        trip_count=at.times,
+        op_name=inst.op_name,
+        conditional=at.conditional,
+        body=body[1] if body else "",
+    )
 
 
 def _results(inst: Instruction) -> list[Array]:

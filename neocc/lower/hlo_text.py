@@ -26,6 +26,7 @@ _OP_NAME = re.compile(r'metadata=\{(?:[^"}]|"[^"]*")*?op_name="([^"]*)"')
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _BITS = re.compile(r"(?:pred|bf|f|s|u|c)(\d*)")
+_METADATA = re.compile(r"kernel_metadata=\{\n(.*?)\n\}", re.DOTALL)
 
 
 class HloError(ValueError):
@@ -203,7 +204,8 @@ def parse_module(text: str) -> Module:
     entry = name = None
     devices = 1
     current: Computation | None = None
-    for line in text.splitlines():
+    # A Pallas kernel's metadata is printed on lines of its own, which are none of the module's.
+    for line in _METADATA.sub(r"kernel_metadata={\1}", text).splitlines():
         if current is None:
             if line.startswith("HloModule "):
                 name = line.split()[1].rstrip(",")

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from neocc.cost.algorithms import FORMULAS
+from neocc.cost.choice import check_kernel
 from neocc.ir.errors import LayoutError
 from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.program import Input, Op, Region, Value
@@ -47,6 +49,10 @@ def recost(ready: Ready, given: Decisions, available: float) -> Recosted:
     decided = decide(ready.program, given.saved)
     ready = replace(ready, program=decided, products=ready.cost.collectives.products)
     assignment = assign(ready.program, ready.mesh, given)
+    used = {name for named in (assignment.algorithms or {}).values() for name in named.values()}
+    for f in FORMULAS.values():
+        if f.name in used:
+            check_kernel(f, ready.chip)
     problem, picked = locate(ready, assignment)
     moves, rerouted = routes(problem, assignment)
     plan = as_given(ready, problem, picked, moves, available, assignment.algorithms)

@@ -128,7 +128,7 @@ def search(
     for number, mesh in enumerate(meshes):
         watch(number, 2 * len(meshes))
         try:
-            collectives.check(mesh)
+            collectives.check(mesh, chip)
         except LayoutError as error:
             tried.append(Tried(mesh, microbatches[0], math.inf, None, error.message))
             continue

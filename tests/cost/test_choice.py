@@ -21,7 +21,7 @@ ENDS = {
     "all_reduce": (SUM, None),
     "all_to_all": ("a", "b"),
 }
-KEYS = sorted((kind, f.name) for (kind, _), f in FORMULAS.items() if not (f.kernel or f.inside))
+KEYS = sorted((kind, f.name) for (kind, _), f in FORMULAS.items() if not f.inside)
 
 
 def laid(mesh: Mesh, axis: int, place: object) -> Layout:
@@ -63,7 +63,7 @@ def test_an_algorithm_that_is_asked_for_runs_wherever_it_can(kind: str, name: st
     mesh = Mesh.parse("2x4")
     type = TensorType((Dim("a", 128), Dim("b", 128)), "f32")
     asked = Collectives.asked("standard", [f"{kind.replace('_', '-')} = {name}"])
-    asked.check(mesh)
+    asked.check(mesh, chip("v5e"))
     cost = CostModel.of(chip("v5e"), mesh, collectives=asked)
     for axis, size in enumerate(mesh.sizes):
         ends = [laid(mesh, axis, place) for place in ENDS[kind]]
@@ -88,7 +88,6 @@ def test_an_algorithm_that_is_asked_for_runs_wherever_it_can(kind: str, name: st
             "no algorithm 'rings' for all_gather; one of standard, ring",
         ),
         ("auto", ["gather=ring"], "no collective 'gather' has algorithms; those that do"),
-        ("auto", ["all_gather=dma"], "a kernel of one backend"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(mode: str, forced: list[str], said: str) -> None:
@@ -98,6 +97,24 @@ def test_what_is_not_known_is_refused_by_name(mode: str, forced: list[str], said
 
 def test_an_algorithm_that_no_axis_can_run_is_refused() -> None:
     asked = Collectives.asked("standard", ["all_reduce=torus"])
-    with pytest.raises(LayoutError, match="the sizes are prime"):
-        asked.check(Mesh.parse("2x3"))
-    asked.check(Mesh.parse("2x4"))
+    with pytest.raises(LayoutError, match="sizes that are prime"):
+        asked.check(Mesh.parse("2x3"), chip("v5e"))
+    asked.check(Mesh.parse("2x4"), chip("v5e"))
+
+
+def test_kernels_are_for_their_chips_dtypes_and_rings() -> None:
+    asked = Collectives.asked("standard", ["all_gather=dma"])
+    with pytest.raises(LayoutError, match=r"a kernel of TPUs, and h100 is a GPU: ring2"):
+        CostModel.of(chip("h100"), Mesh.parse("8"), collectives=asked)
+    with pytest.raises(LayoutError, match="a ring of at most 64 devices, and no axis of mesh"):
+        asked.check(Mesh.parse("128"), chip("v5e"))
+    mesh = Mesh.parse("2x128")
+    cost = CostModel.of(chip("v5e"), mesh, collectives=asked)
+
+    def runs(axis: int, dtype: str) -> str:
+        type = TensorType((Dim("a", 128), Dim("b", 128)), dtype)
+        ends = (laid(mesh, axis, "a"), laid(mesh, axis, None))
+        return cost.way("all_gather", axis, type, ends).algorithm
+
+    assert runs(0, "bf16") == "dma"
+    assert runs(0, "f64") == runs(1, "bf16") == STANDARD

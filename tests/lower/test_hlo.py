@@ -544,3 +544,26 @@ def test_a_fused_scatter_of_several_operands_is_as_many_combined() -> None:
     assert (second.operand_shape, second.result_shape) == ((48, 1600), (48, 200))
     assert first.instruction == second.instruction == "fusion.1"
     assert (first.operand_count, second.operand_count) == (2, 2)
+
+
+def test_what_follows_a_kernel_is_read_too() -> None:
+    """A Pallas kernel's metadata is printed on lines of its own, the last one with braces first."""
+    text = """HloModule m, num_partitions=4
+
+ENTRY %main (p: f32[8,8]) -> f32[32,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  %ring.3 = (f32[8,8]{1,0}, f32[2,2]{1,0}) custom-call(%p), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"mesh_axes":"[\\"x\\"]"
+}}, metadata={op_name="jit(f)/neocc.all_reduce.7/ring/pallas_call"}, \
+backend_config={"custom_call_config":{"body":"TUzvUg=="}}
+  %a = f32[8,8]{1,0} get-tuple-element(%ring.3), index=0
+  ROOT %g = f32[32,8]{1,0} all-gather(%a), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+"""
+    found = read_hlo(text)
+    (kernel,) = found.kernels
+    assert (kernel.name, kernel.trip_count, kernel.body) == ("ring", 1, "TUzvUg==")
+    assert (kernel.operand_bytes, kernel.result_bytes) == ((256,), (256, 16))
+    assert kernel.op_name == "jit(f)/neocc.all_reduce.7/ring/pallas_call"
+    assert [c.kind for c in found.collectives] == ["all-gather"]

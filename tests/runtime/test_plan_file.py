@@ -123,7 +123,7 @@ def test_a_mapping_that_is_not_the_default_is_kept(tmp_path: Path):
     assert again(tmp_path, document(plan), program).plan.topology == other
 
 
-FORCED = Collectives.asked("standard", ["all_gather=ring2", "all_reduce=torus"])
+FORCED = Collectives.asked("standard", ["all_gather=dma", "all_reduce=torus"])
 
 
 def by_algorithms(data: dict[str, Any], move: str) -> tuple[dict[str, str], str]:
@@ -144,7 +144,7 @@ def test_what_runs_each_move_is_kept(tmp_path: Path, program: Program):
     assert data["collectives"] == {"choose": "standard", "forced": dict(FORCED.forced)}
     ran = {(c.kind, c.axis, c.algorithm) for c in plan.collectives}
     assert {("all_reduce", "x", "standard"), ("all_reduce", "y", "torus")} <= ran
-    assert "ring2" in {c.algorithm for c in plan.collectives if c.kind == "all_gather"}
+    assert "dma" in {c.algorithm for c in plan.collectives if c.kind == "all_gather"}
     back = again(tmp_path, data, program).plan
     assert back.collectives == plan.collectives and document(back) == data
     # One that is taken out of the file is run by XLA's own again, whatever was asked for then.
@@ -159,13 +159,15 @@ def test_what_runs_each_move_is_kept(tmp_path: Path, program: Program):
         (r"\+sum:y", "ring3", "no algorithm 'ring3' runs all_reduce; one of ring,"),
         (r"\+sum:y", "shifts", "no algorithm 'shifts' runs all_reduce"),
         (r"\+sum:x", "torus", "torus cannot run on the 2 devices of x"),
+        (r"\+sum:y", "dma", "dma is a kernel of TPUs, and h100 is a GPU"),
     ],
 )
 def test_an_algorithm_that_cannot_run_a_move_is_refused(
     tmp_path: Path, program: Program, move: str, name: str, said: str
 ):
     all_rings = Collectives.asked("standard", ["all_reduce=ring"])
-    data = document(make_plan(program, MESH, V5E, "batch:x,heads:y,mlp:y", collectives=all_rings))
+    of = chip("h100") if name == "dma" else V5E
+    data = document(make_plan(program, MESH, of, "batch:x,heads:y,mlp:y", collectives=all_rings))
     chosen, text = by_algorithms(data, move)
     chosen[text] = name
     with pytest.raises(NeoccError, match=said):

@@ -1,7 +1,8 @@
 """TPU: slices of a torus, compiled for by libtpu, with or without the chips."""
 
 from neocc.backends.base import Backend, Option
-from neocc.backends.tpu.collectives import FORMS
+from neocc.backends.tpu.bodies import read
+from neocc.backends.tpu.collectives import FORMS, calls
 from neocc.backends.tpu.compile import compile_lowered, describe, places, slice_shape, start
 
 OPTIONS = (
@@ -32,5 +33,7 @@ BACKEND = Backend(
     slice_shape=slice_shape,
     options=OPTIONS,
     compile=compile_lowered,
+    read=read,
     forms=FORMS,
+    calls=calls,
 )

@@ -19,20 +19,25 @@ import jax.numpy as jnp
 
 from neocc.backends.tpu import rings
 from neocc.backends.tpu.blocks import as_matrices, from_matrices, matrix_of
-from neocc.cost.algorithms import FORMULAS
+from neocc.backends.tpu.ring import ways_round
+from neocc.cost.algorithms import FORMULAS, KERNEL_DTYPES, KERNEL_RING
 from neocc.ir.errors import LayoutError
+from neocc.ir.mesh import Mesh
+from neocc.ir.program import Op
+from neocc.ir.types import DTYPES
 from neocc.lower.collectives import COMBINE, Algorithm, Group, Groups, Move, grids
+from neocc.lower.kernels import Call, messages
 
-MOST = 64  # devices of a ring: each step of a kernel has semaphores and code of its own
-DTYPES = ("float32", "bfloat16", "int32", "uint32", "int8", "uint8")
+DMA = "dma"
+NAMES = (*(DTYPES[name].name for name in KERNEL_DTYPES), "int8", "uint8")
 
 
 def refused(dtype: Any, group: Group) -> str | None:
     """Why a ring of a TPU's own does not take an array, if so; then one of permutes does."""
-    if jnp.dtype(dtype).name not in DTYPES:
-        return f"{jnp.dtype(dtype).name} is not among {', '.join(DTYPES)}"
-    if group.size > MOST:
-        return f"a ring of {group.size} devices; kernels are for at most {MOST}"
+    if jnp.dtype(dtype).name not in NAMES:
+        return f"{jnp.dtype(dtype).name} is not among {', '.join(NAMES)}"
+    if group.size > KERNEL_RING:
+        return f"a ring of {group.size} devices; kernels are for at most {KERNEL_RING}"
     return None
 
 
@@ -79,13 +84,18 @@ def _scatter(x: Any, group: Group, move: Move, ways: int) -> Any:
 
 def _reduce(x: Any, group: Group, move: Move, ways: int) -> Any:
     number, n = collective_number(group), group.size
-    columns = matrix_of(x.shape, x.dtype).shape[1]
-    rows = -(-math.prod(x.shape) // columns)
-    piece = matrix_of((-(-rows // n), columns), x.dtype).shape
-    pieces = as_matrices(x, 0, (n * piece[0], columns)).reshape(n, *piece)
+    rows, columns = piece = reduced_piece(x.shape, x.dtype, n)
+    pieces = as_matrices(x, 0, (n * rows, columns)).reshape(n, *piece)
     mine = rings.scatter(pieces, group, ways, number, COMBINE[move.reduction])
     whole = rings.gather(mine, group, ways, number).reshape(-1, columns)
     return from_matrices(whole, 0, x.shape)
+
+
+def reduced_piece(shape: tuple[int, ...], dtype: Any, n: int) -> tuple[int, int]:
+    """What each of ``n`` devices sums of an all-reduce, as a matrix."""
+    columns = matrix_of(shape, dtype).shape[1]
+    rows = -(-math.prod(shape) // columns)
+    return matrix_of((-(-rows // n), columns), dtype).shape
 
 
 def _by_permutes(form: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,7 +149,35 @@ def run(kind: str, x: Any, groups: Groups, move: Move, ways: int = 2) -> Any:
     return RUN[kind](x, group, move, ways)
 
 
-FORMS = {
-    (kind, "dma"): Algorithm(FORMULAS[kind, "dma"], functools.partial(run, kind)) for kind in RUN
-}
+FORMS = {(kind, DMA): Algorithm(FORMULAS[kind, DMA], functools.partial(run, kind)) for kind in RUN}
 """In place of the same algorithms made of permutes."""
+
+
+def calls(op: Op, mesh: Mesh) -> list[Call]:
+    """The kernels that a collective of a plan runs as."""
+    if op.attrs.get("algorithm") != DMA:
+        return []
+    before, after = (v.type.local_shape(mesh) for v in (op.operands[0], op.result))
+    dtype, axis = DTYPES[op.result.type.dtype], op.attrs["axis"]
+    n = mesh.sizes[mesh.index(axis)]
+    if not math.prod(before):
+        return []
+
+    def call(kind: str, piece: tuple[int, ...]) -> Call:
+        one = math.prod(piece) * dtype.itemsize
+        rounds = FORMULAS[kind, DMA].rounds(n * math.prod(piece), dtype.itemsize, (n,))
+        sent = tuple(messages(rounds, (n,), mesh, axis))
+        if kind == "all_gather":
+            return Call(rings.GATHER, (one,), (n * one,), sent)
+        landing = 2 * len(ways_round(n, 2)) * one
+        return Call(rings.SCATTER, (n * one,), (one, landing), sent)
+
+    if op.kind == "all_gather":
+        return [call("all_gather", before)]
+    piece = (
+        matrix_of(after, dtype).shape
+        if op.kind == "reduce_scatter"
+        else reduced_piece(before, dtype, n)
+    )
+    made = [call("reduce_scatter", piece)]
+    return [*made, call("all_gather", piece)] if op.kind == "all_reduce" else made

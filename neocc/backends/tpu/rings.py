@@ -28,6 +28,8 @@ from neocc.backends.tpu.blocks import (
 from neocc.backends.tpu.ring import Slots, enter, rounds, semaphores, ways_round
 from neocc.lower.collectives.group import Group
 
+GATHER, SCATTER = "neocc_ring_gather", "neocc_ring_scatter"  # as HLO has them
+
 
 def gather_kernel(x: Any, out: Any, sent: Any, came: Any, own: Any, *, group: Group, ways: int):
     """x[...] to out[n, ...]. Each place of ``out`` is written once, so that no neighbour has to be
@@ -71,7 +73,7 @@ def gather(x: Any, group: Group, ways: int, collective: int) -> Any:
         out_specs=MEMORY,
         scratch_shapes=[steps, steps, pltpu.SemaphoreType.DMA],
         compiler_params=pltpu.CompilerParams(collective_id=collective, has_side_effects=True),
-        name="neocc_ring_gather",
+        name=GATHER,
     )(x.reshape(shape))
     return out.reshape(group.size, *x.shape)
 
@@ -126,7 +128,7 @@ def scatter(x: Any, group: Group, ways: int, collective: int, combine: Combine =
         out_specs=[MEMORY, MEMORY],
         scratch_shapes=semaphores(),
         compiler_params=pltpu.CompilerParams(collective_id=collective, has_side_effects=True),
-        name="neocc_ring_scatter",
+        name=SCATTER,
     )(as_matrices(x, 1, form.shape))
     # libtpu 0.0.42 ends itself where it fuses what reads one of a kernel's several outputs into it.
     return from_matrices(jax.lax.optimization_barrier(out), 0, shape)

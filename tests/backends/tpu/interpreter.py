@@ -24,6 +24,16 @@ Mode = Literal["eager", "on_wait"]
 
 
 @contextlib.contextmanager
+def as_v5e() -> Iterator[None]:
+    """Kernels' pipelines ask what chip they run on, which is the processor."""
+    tpu_info.registry["cpu"] = lambda: pltpu.get_tpu_info_for_chip(pltpu.ChipVersion.TPU_V5E, 1)
+    try:
+        yield
+    finally:
+        del tpu_info.registry["cpu"]
+
+
+@contextlib.contextmanager
 def interpreted(mode: Mode = "on_wait") -> Iterator[Callable[[], bool]]:
     """Runs the kernels that are traced inside as a v5e would. Gives whether a race was seen.
 
@@ -35,13 +45,10 @@ def interpreted(mode: Mode = "on_wait") -> Iterator[Callable[[], bool]]:
         uninitialized_memory="nan",
         out_of_bounds_reads="raise",
     )
-    # Kernels' pipelines ask what chip they run on; the interpreter's is the processor.
-    tpu_info.registry["cpu"] = lambda: pltpu.get_tpu_info_for_chip(pltpu.ChipVersion.TPU_V5E, 1)
     try:
-        with pltpu.force_tpu_interpret_mode(params):
+        with as_v5e(), pltpu.force_tpu_interpret_mode(params):
             yield lambda: state.races is not None and state.races.races_found
     finally:
-        del tpu_info.registry["cpu"]
         pltpu.reset_tpu_interpret_mode_state()
 
 
