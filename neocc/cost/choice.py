@@ -39,12 +39,19 @@ PROBE = 1 << 40  # bytes at which the slope of an algorithm's time is read
 @dataclass(frozen=True, slots=True)
 class Way:
     """How a collective runs: the algorithm, the sizes of the grid that it runs on (none for XLA's
-    own), its seconds, and those of XLA's own."""
+    own), its seconds, and those of XLA's own. ``alone``: a device computes nothing meanwhile, as it
+    runs a kernel."""
 
     algorithm: str
     grid: tuple[int, ...]
     seconds: float
     standard: float
+    alone: bool = False
+
+    @property
+    def wires(self) -> float:
+        """Seconds in which the device may do something else."""
+        return 0.0 if self.alone else self.seconds
 
 
 @dataclass(frozen=True)
@@ -193,4 +200,5 @@ def way_of(
 ) -> Way:
     """By one of neocc's algorithms; ``standard``: what XLA's own takes."""
     grid = tuple(ring.size for ring in f.grid(link))
-    return Way(f.name, grid, price(f, full_bytes, itemsize, link, chip), standard)
+    seconds = price(f, full_bytes, itemsize, link, chip)
+    return Way(f.name, grid, seconds, standard, alone=bool(f.kernel))

@@ -46,9 +46,10 @@ class Collective:
     """One collective of the plan.
 
     bytes: what one device puts in; result_bytes: what it gets out; count: times a step runs it;
-    seconds: of one run; copying: those of them in which the device itself copies, along its lanes;
-    hideable: the others can run behind the compute of its region. algorithm: what runs it, on a
-    grid of ``grid`` devices; standard: seconds of one run by XLA's own; itemsize: bytes of a value.
+    seconds: of one run; copying: those of them in which the device itself copies, along its lanes,
+    or runs a kernel; hideable: the others can run behind the compute of its region. algorithm:
+    what runs it, on a grid of ``grid`` devices; standard: seconds of one run by XLA's own;
+    itemsize: bytes of a value.
     inside: what it takes inside products, if it runs so; seconds are then those of its transfers.
 
     A permute of ring attention bears the id of the op that sends it; pairs: (source, target) places
@@ -402,9 +403,10 @@ def list_collectives(partitioned: Partitioned, cost: CostModel) -> list[Collecti
                     result_bytes=after,
                     count=body.trips,
                     seconds=own.wires if own else way.seconds + copying,
-                    copying=0.0 if own else copying,
+                    copying=0.0 if own else copying + way.seconds - way.wires,
                     # Every leg of a value's way hides or none does: the problem prices them alike.
-                    hideable=to_host or whole.get(op.operands[0], op.operands[0]) in hideable,
+                    hideable=to_host
+                    or (whole.get(op.operands[0], op.operands[0]) in hideable and not way.alone),
                     region=body.name,
                     algorithm=PRODUCTS if own else way.algorithm,
                     grid=op.attrs.get("grid", ()),

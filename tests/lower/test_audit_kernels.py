@@ -17,21 +17,21 @@ from neocc.ir.mesh import Mesh
 from neocc.lower.audit import Finding, pair
 from neocc.lower.hlo import HloFacts, Kernel
 from neocc.lower.jax import lower
-from neocc.passes.layout.rules import experts
+from neocc.passes.layout.rules import tensor_parallel
 from neocc.passes.plan import Plan, make_plan
 from tests.lower.collectives.devices import QUICK
 
 pytestmark = pytest.mark.tpu_compiler
+RULES = tensor_parallel(Mesh.parse("2x4"))[1].rules
 KINDS = ("all_gather", "reduce_scatter", "all_reduce")
 
 
 @pytest.fixture(scope="module")
 def compiled() -> tuple[Plan, HloFacts]:
     pytest.importorskip("libtpu")
-    mesh = Mesh.parse("2x4")
-    (fsdp,) = (e.rules for e in experts(mesh) if e.name == "FSDP")
     asked = Collectives.asked(forced=[f"{kind}=dma" for kind in KINDS])
-    plan = make_plan(gpt.train_step(SMALL), mesh, chip("v5e"), rules=fsdp, collectives=asked)
+    step, mesh = gpt.train_step(SMALL), Mesh.parse("2x4")
+    plan = make_plan(step, mesh, chip("v5e"), rules=RULES, collectives=asked)
     return plan, backend("tpu").read(compile_for_target(plan).hlo)
 
 
@@ -103,8 +103,7 @@ def test_a_kernel_that_is_not_as_planned_fails_the_audit(
 
 def test_kernels_that_no_plan_has_fail_the_audit(compiled: tuple[Plan, HloFacts]) -> None:
     plan, facts = compiled
-    (fsdp,) = (e.rules for e in experts(plan.mesh) if e.name == "FSDP")
-    plain = make_plan(gpt.train_step(SMALL), plan.mesh, plan.chip, rules=fsdp)
+    plain = make_plan(gpt.train_step(SMALL), plan.mesh, plan.chip, rules=RULES)
     bad = [f for f in found(plain, facts) if not f.ok]
     assert {f.compiled for f in bad} >= set(facts.kernels)
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import gpt
+from neocc.cost.choice import Collectives
 from neocc.cost.hardware import HardwareError, chip
 from neocc.ir.builder import Graph
 from neocc.ir.errors import LayoutError
@@ -198,3 +199,17 @@ def test_flops_are_those_of_the_model_and_its_recomputation():
     plan = make_plan(gpt.train_step(config), Mesh.parse("1"), chip("v5p"))
     assert plan.model_flops == 6 * tokens * (weights + scores + head)
     assert plan.flops == others + 8 * tokens * scores
+
+
+def test_a_kernel_that_sends_hides_behind_nothing() -> None:
+    """A device runs it, and computes nothing else meanwhile."""
+    step, mesh = gpt.train_step(replace(SMALL, batch=16)), Mesh.parse("2x4")
+    (fsdp,) = (e.rules for e in experts(mesh) if e.name == "FSDP")
+    asked = Collectives.asked(forced=[f"{k}=dma" for k in ("all_gather", "reduce_scatter")])
+    plain = make_plan(step, mesh, chip("v5e"), rules=fsdp)
+    assert plain.timeline.hidden > 0
+    plan = make_plan(step, mesh, chip("v5e"), rules=fsdp, collectives=asked)
+    kernels = [c for c in plan.collectives if c.algorithm == "dma"]
+    assert kernels and not any(c.hideable or c.behind for c in kernels)
+    assert plan.timeline.exposed >= sum(c.seconds * c.count for c in kernels)
+    assert plan.solution.objective == pytest.approx(plan.timeline.step, rel=1e-6)

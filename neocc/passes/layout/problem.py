@@ -202,13 +202,14 @@ class Problem:
         return self.wire_seconds(move, type) + self.copy_seconds(move, type)
 
     def wire_seconds(self, move: Move, type: TensorType) -> float:
-        ends = (move.source, move.target)
-        return self.cost.way(move.kind, move.axis, type, ends).seconds
+        return self.cost.way(move.kind, move.axis, type, (move.source, move.target)).wires
 
     def copy_seconds(self, move: Move, type: TensorType) -> float:
         """What of a move is work of the device itself, and hides behind nothing."""
         ends = (move.source, move.target)
-        return self.cost.copy_seconds(move.kind, (move.dim, move.to), type, ends)
+        way = self.cost.way(move.kind, move.axis, type, ends)
+        copied = self.cost.copy_seconds(move.kind, (move.dim, move.to), type, ends)
+        return copied + way.seconds - way.wires
 
     def assignment(
         self, picked: dict[Choice, int], used: dict[Value, frozenset[tuple[Layout, Layout]]]
