@@ -17,9 +17,8 @@ import numpy as np
 from benchmarks.tpu_buffers import HBM, ON_CHIP, peak_bytes, until_buffers
 from benchmarks.tpu_cases import Case
 from models import gpt
-from neocc.backends.base import memory_facts
-from neocc.backends.target import lower_for_target
-from neocc.backends.tpu.compile import compile_for_tpu
+from neocc.backends.target import compile_for_target, lower_for_target
+from neocc.backends.tpu import BACKEND
 from neocc.cost.hardware import chip
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
@@ -148,12 +147,10 @@ def decide(problem: Problem, picked: dict[Choice, int]) -> None:
 
 def measure(plan: Plan) -> tuple[Record, str]:
     """Compiles a plan for its chip; the record, and the optimised HLO."""
-    lowered = lower_for_target(plan)
     begin = time.perf_counter()
-    compiled = compile_for_tpu(lowered.function, lowered.shape_structs())
+    made = compile_for_target(plan)
     seconds = time.perf_counter() - begin
-    text, memory = compiled.as_text() or "", memory_facts(compiled)
-    return record_of(plan, text, memory.live, memory.peak, seconds), text
+    return record_of(plan, made.hlo, made.peak, made.reserved, seconds), made.hlo
 
 
 def measure_buffers(plan: Plan, folder: Path, limit: float) -> tuple[Record, str]:
@@ -166,7 +163,8 @@ def measure_buffers(plan: Plan, folder: Path, limit: float) -> tuple[Record, str
     lowered = lower_for_target(plan)
     begin = time.perf_counter()
     stage = lowered.function.lower(*lowered.shape_structs())
-    text = until_buffers(stage.compile, folder, limit)
+    options = BACKEND.compiler_options()
+    text = until_buffers(lambda: stage.compile(compiler_options=options), folder, limit)
     seconds = time.perf_counter() - begin
     record = record_of(plan, text, peak_bytes(folder, text), None, seconds)
     return replace(record, held=peak_bytes(folder, text, (HBM, ON_CHIP))), text

@@ -158,7 +158,8 @@ def options(command: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["compile", "sweep", "explain", "compare", "convert", "generate", "evaluate"]
+    "command",
+    ["compile", "sweep", "explain", "compare", "train", "convert", "generate", "evaluate"],
 )
 def test_every_option_is_documented_and_none_that_is_not_there(command: str):
     text = (ROOT / "docs" / "cli.md").read_text("utf-8")

@@ -135,7 +135,8 @@ def started(platform: str, count: int) -> list[Any]:
         BackendError: there are none, or fewer than ``count``.
     """
     if not jax.distributed.is_initialized():
-        with contextlib.suppress(ValueError):  # no cluster: one process
+        # No cluster: one process. JAX has started before this: it is taken as it is.
+        with contextlib.suppress(ValueError, RuntimeError):
             jax.distributed.initialize()
     try:
         devices = jax.devices(platform)

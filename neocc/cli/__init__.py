@@ -24,6 +24,7 @@ from neocc.cli.explain import explain_command
 from neocc.cli.generate import generate_command
 from neocc.cli.request import (
     DEFAULT_TARGET,
+    RunsOn,
     bytes_of,
     config_parts,
     planned,
@@ -207,7 +208,7 @@ def compile_command(
 def train_command(
     model: Annotated[str, typer.Argument(help="A model file, or the name of a shipped one.")],
     text: Annotated[Path, typer.Option(help="The text file to train on.")],
-    mesh: Annotated[str, typer.Option(help="2x4, or data:2,model:4: simulated by this host.")],
+    mesh: Annotated[str, typer.Option(help="2x4, or data:2,model:4.")],
     preset: Annotated[str | None, typer.Option(help="A preset of the model file.")] = None,
     config: Annotated[Path | None, typer.Option(help="A GPT-Neo model config (JSON).")] = None,
     tokens: Annotated[str, typer.Option(help="bytes, or bpe learnt from the text.")] = "bytes",
@@ -230,6 +231,7 @@ def train_command(
         str, typer.Option(help="Dims that mesh axes cut: batch:x,heads:y; in full or part.")
     ] = "",
     target: Annotated[str, typer.Option(help="The chip that the plan is made for.")] = "v5e",
+    devices: RunsOn = "simulated",
     collectives: Annotated[str, typer.Option(help="auto, or standard: as for compile.")] = STANDARD,
     collective: Annotated[
         list[str] | None, typer.Option(metavar="KIND=ALGORITHM", help="As for compile.")
@@ -246,7 +248,7 @@ def train_command(
         Path | None, typer.Option(help="The folder of a checkpoint to write at the end.")
     ] = None,
 ) -> None:
-    """Train a model on a text, on a mesh that this machine's processor simulates.
+    """Train a model on a text, on a mesh of devices.
 
     Exit code 1: the loss is no longer finite. 2: the input is not right.
     """
@@ -254,7 +256,7 @@ def train_command(
         # Here, not above: JAX takes a second to import, which the other commands need not wait for.
         import jax
 
-        from neocc.backends.cpu.host import host_devices
+        from neocc.backends.here import here
         from neocc.data import BYTES, read_text
         from neocc.runtime import progress
         from neocc.runtime import text as training
@@ -277,7 +279,7 @@ def train_command(
         fields |= parse_settings(chosen.config, settings or ())
         ready = training.configure(chosen, steps, fields)
         learnt = read_text(text, tokens, getattr(ready.config, "vocab", None))
-        devices = host_devices(grid.size)
+        own = here(devices, chip(target), grid.size)
         console = Console(width=None if sys.stdout.isatty() else terminal.WIDTH)
         sized = replace(chosen, config=ready.config)
         parts = config_parts(sized, grid, layout) or 1
@@ -288,7 +290,7 @@ def train_command(
             learnt,
             layout,
             seed,
-            devices,
+            own,
             parts,
             Collectives.asked(collectives, collective or ()),
         )

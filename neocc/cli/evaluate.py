@@ -18,12 +18,12 @@ from neocc.cli.generate import (
     ModelFile,
     NeoConfig,
     PlannedChip,
-    SimulatedMesh,
+    SizedMesh,
     TokenizerName,
     Weights,
     lines_of,
 )
-from neocc.cli.request import told_errors
+from neocc.cli.request import RunsOn, told_errors
 from neocc.frontends.weights.load import end_tokens, loaded
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
@@ -31,7 +31,7 @@ from neocc.ir.mesh import Mesh
 
 def evaluate_command(
     checkpoint: Weights,
-    mesh: SimulatedMesh,
+    mesh: SizedMesh,
     lambada: Annotated[
         Path | None, typer.Option(help="LAMBADA's passages: JSON lines with a text.")
     ] = None,
@@ -48,6 +48,7 @@ def evaluate_command(
     tokenizer: TokenizerName = None,
     layout: CutDims = "",
     target: PlannedChip = "v5e",
+    devices: RunsOn = "simulated",
     config: NeoConfig = None,
     model: ModelFile = "gpt.py",
     as_text: Annotated[bool, typer.Option("--json", help="Print what is found as JSON.")] = False,
@@ -58,7 +59,7 @@ def evaluate_command(
     Exit code 2: the input is not right.
     """
     with told_errors():
-        from neocc.backends.cpu.host import host_devices
+        from neocc.backends.here import here
         from neocc.data.tokenizer import read_tokenizer
         from neocc.runtime import measures
         from neocc.runtime.evaluate import Scorer
@@ -69,12 +70,12 @@ def evaluate_command(
         pages = documents([wikitext], "page", limit) if wikitext else []
         texts = documents(text or [], "text", limit)
         grid = Mesh.parse(mesh)
-        devices = host_devices(grid.size)
+        own = here(devices, chip(target), grid.size)
         found: dict[str, Any] = {}
         with loaded(checkpoint, config, model) as (chosen, saved):
             words = read_tokenizer(tokenizer, checkpoint, getattr(chosen.config, "vocab", None))
             before = min(end_tokens(checkpoint), default=None)
-            scorer = Scorer(chosen, saved, grid, chip(target), batch, layout, devices)
+            scorer = Scorer(chosen, saved, grid, chip(target), batch, layout, own)
             with Progress(console=Console(stderr=True), transient=True) as bar:
                 jobs = [(name, bar.add_task(name, visible=False)) for name in MEASURES]
                 tasks = dict(jobs)

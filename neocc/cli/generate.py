@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from neocc.backends import chip
-from neocc.cli.request import told_errors
+from neocc.cli.request import RunsOn, told_errors
 from neocc.frontends.weights.load import end_tokens, loaded
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
@@ -21,7 +21,7 @@ UNFINISHED = "\ufffd"  # what a part of a character decodes to
 
 # What evaluate takes too.
 Weights = Annotated[Path, typer.Argument(help="Weights of any kind that convert reads.")]
-SimulatedMesh = Annotated[str, typer.Option(help="2x4, or data:2,model:4: simulated by this host.")]
+SizedMesh = Annotated[str, typer.Option(help="2x4, or data:2,model:4.")]
 TokenizerName = Annotated[
     str | None,
     typer.Option(help="A file, a folder, or bytes.", show_default="beside the weights"),
@@ -36,7 +36,7 @@ ModelFile = Annotated[str, typer.Option(help="The model file that has such model
 
 def generate_command(
     checkpoint: Weights,
-    mesh: SimulatedMesh,
+    mesh: SizedMesh,
     prompt: Annotated[list[str] | None, typer.Option(help="A text to continue; several.")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="A file: a prompt a line, or JSON lines with a prompt.")
@@ -67,18 +67,19 @@ def generate_command(
     tokenizer: TokenizerName = None,
     layout: CutDims = "",
     target: PlannedChip = "v5e",
+    devices: RunsOn = "simulated",
     config: NeoConfig = None,
     model: ModelFile = "gpt.py",
     as_text: Annotated[
         bool, typer.Option("--json", help="A line of JSON for each prompt.")
     ] = False,
 ) -> None:
-    """Continue texts with a checkpoint's model, on a mesh that this machine's processor simulates.
+    """Continue texts with a checkpoint's model, on a mesh of devices.
 
     Exit code 2: the input is not right.
     """
     with told_errors():
-        from neocc.backends.cpu.host import host_devices
+        from neocc.backends.here import here
         from neocc.data.tokenizer import read_tokenizer
         from neocc.runtime.choose import Choice
         from neocc.runtime.generate import Sampler
@@ -86,7 +87,7 @@ def generate_command(
         given = prompts_of(prompt, prompts)
         choice = Choice(temperature, top_k, top_p, seed)
         grid = Mesh.parse(mesh)
-        devices = host_devices(grid.size)
+        own = here(devices, chip(target), grid.size)
         with loaded(checkpoint, config, model) as (found, saved):
             words = read_tokenizer(tokenizer, checkpoint, getattr(found.config, "vocab", None))
             ends = stop_tokens(stop, checkpoint, words.token)
@@ -97,7 +98,7 @@ def generate_command(
             longest = max(map(len, tokens))
             room = max(1, getattr(found.config, "seq", longest + NEW) - longest)
             new = min(NEW, room) if max_new_tokens is None else max_new_tokens
-            made = Sampler(found, saved, grid, chip(target), size, longest, new, layout, devices)
+            made = Sampler(found, saved, grid, chip(target), size, longest, new, layout, own)
         for first in range(0, len(tokens), size):
             some = range(first, min(first + size, len(tokens)))
             texts = {i: Text(given[i], words.decode) for i in some}

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,13 @@ from neocc.passes.layout.solve import Infeasible
 from neocc.runtime import ModelSource, PlanFile, read_plan
 
 DEFAULT_TARGET = "v5e"
+RunsOn = Annotated[
+    str,
+    typer.Option(
+        help="simulated, by this machine's processor, or target: the target's own, here or in the"
+        " cluster that has started this process."
+    ),
+]
 PROGRAMS = {"train": "train_step", "prefill": "prefill", "decode": "decode_step"}
 
 

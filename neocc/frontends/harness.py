@@ -34,11 +34,11 @@ STEP = 64  # prompts are padded to a multiple of it
 
 @register_model("neocc")
 class NeoccLM(TemplateLM):
-    """A checkpoint's model on a mesh that this machine's processor simulates.
+    """A checkpoint's model on a mesh that this machine's processor simulates, or of the target's.
 
     Args:
         checkpoint: weights of any kind that ``neocc convert`` reads.
-        mesh, target, layout, tokenizer, config, model: as for ``neocc generate``.
+        mesh, target, devices, layout, tokenizer, config, model: as for ``neocc generate``.
         batch_size: pieces, or prompts, at a time.
     """
 
@@ -48,6 +48,7 @@ class NeoccLM(TemplateLM):
         mesh: str = "1",
         batch_size: int | str = 8,
         target: str = "v5e",
+        devices: str = "simulated",
         layout: str = "",
         tokenizer: str | None = None,
         config: str | None = None,
@@ -55,14 +56,14 @@ class NeoccLM(TemplateLM):
         **ignored: Any,
     ):
         super().__init__()
-        from neocc.backends.cpu.host import host_devices
+        from neocc.backends.here import here
 
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise NeoccError(f"batch_size {batch_size!r} is no number above 0")
         self.batch, self.mesh, self.target = int(batch_size), Mesh.parse(str(mesh)), chip(target)
         # A layout is separated by semicolons here, since commas separate the arguments.
         self.layout = layout.replace(";", ",")
-        self.chips = host_devices(self.mesh.size)
+        self.here = here(devices, self.target, self.mesh.size)
         self.files = contextlib.ExitStack()
         path = Path(checkpoint)
         given = Path(config) if config else None
@@ -73,7 +74,7 @@ class NeoccLM(TemplateLM):
             raise NeoccError(f"{checkpoint} has no eos_token_id, which the harness needs")
         self.end = min(ends)
         self.scorer = Scorer(
-            self.model, self.saved, self.mesh, self.target, self.batch, self.layout, self.chips
+            self.model, self.saved, self.mesh, self.target, self.batch, self.layout, self.here
         )
         self.samplers: dict[tuple[int, int], Sampler] = {}
 
@@ -174,7 +175,7 @@ class NeoccLM(TemplateLM):
                 prompt,
                 new,
                 self.layout,
-                self.chips,
+                self.here,
             )
         return self.samplers[prompt, new]
 

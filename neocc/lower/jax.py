@@ -122,6 +122,9 @@ class Lowered:
                     f"input {info.name!r} is {array.dtype}{list(np.shape(array))}; the program "
                     f"takes {dtype}{list(value.type.shape)}"
                 )
+            if isinstance(array, np.ndarray) and not sharding.is_fully_addressable:
+                # Every process has the whole; to put it, JAX would compare them all.
+                array = jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
             arrays.append(jax.device_put(array, sharding))
         return tuple(arrays)
 

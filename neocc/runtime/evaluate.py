@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from neocc.backends.here import Here, present
 from neocc.cost.hardware import Chip
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Mesh
 from neocc.ir.program import Program
-from neocc.lower.jax import Lowered, jax_mesh, lower
+from neocc.lower.jax import Lowered
 from neocc.passes.plan import Plan, make_plan
 from neocc.passes.simplify import simplify
 from neocc.runtime.checkpoint import Checkpoint
@@ -76,10 +77,10 @@ class Scorer:
         target: Chip,
         batch: int,
         layout: str = "",
-        devices: Sequence[Any] | None = None,
+        here: Here | None = None,
     ):
         self.model, self.saved, self.mesh, self.target = model, saved, mesh, target
-        self.batch, self.layout, self.devices = batch, layout, devices
+        self.batch, self.layout, self.here = batch, layout, here or present()
         self.context: int = model.config.seq
         self.programs: dict[int, Compiled] = {}
 
@@ -138,11 +139,13 @@ class Scorer:
     def compiled(self, length: int) -> Compiled:
         if length not in self.programs:
             program = simplify(self.model.with_fields(batch=self.batch).scoring(length))
-            plan = make_plan(program, self.mesh, self.target, self.layout)
-            lowered = lower(plan.partitioned, jax_mesh(self.mesh, self.devices))
+            laid = self.here.topology(self.target, self.mesh)
+            plan = make_plan(program, self.mesh, self.target, self.layout, topology=laid)
+            lowered = self.here.lower(plan.partitioned, self.here.mesh(plan))
+            compiled = self.here.compile(lowered)
             names = [i.name for i in program.inputs if i.role == "parameter"]
             parameters = restore(self.saved, self.model.train_step(), lowered, names)
-            self.programs[length] = Compiled(plan, lowered, lowered.compile(), parameters)
+            self.programs[length] = Compiled(plan, lowered, compiled, parameters)
         return self.programs[length]
 
 

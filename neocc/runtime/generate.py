@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from neocc.backends.here import Here, present
 from neocc.cost.hardware import Chip
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.program import Input, Program, Value
 from neocc.ir.types import TensorType
-from neocc.lower.jax import jax_mesh, lower
 from neocc.passes.layout.problem import Rules
 from neocc.passes.partition import Partitioned
 from neocc.passes.plan import Plan, make_plan
@@ -65,7 +65,7 @@ class Sampler:
         prompt: int,
         new: int,
         layout: str = "",
-        devices: Sequence[Any] | None = None,
+        here: Here | None = None,
     ):
         """Plans and compiles for prompts of at most ``prompt`` tokens and ``new`` ones after them,
         and takes the parameters from a checkpoint.
@@ -87,14 +87,16 @@ class Sampler:
             )
         self.batch, self.prompt, self.new = batch, prompt, new
         first, later = model.with_fields(batch=batch).sampling(prompt, prompt + new)
-        self.decode = make_plan(simplify(later), mesh, target, layout)
+        laid = here.topology(target, mesh) if here else None
+        self.decode = make_plan(simplify(later), mesh, target, layout, topology=laid)
         self.prefill = plan_prefill(first, self.decode, layout)
-        on = jax_mesh(mesh, devices)
-        self.lowered = {n: lower(p, on) for n, p in partitioned(self).items()}
-        self.compiled = {n: low.compile() for n, low in self.lowered.items()}
+        own = here or present()
+        on = own.mesh(self.decode)
+        self.lowered = {n: own.lower(p, on) for n, p in partitioned(self).items()}
+        self.compiled = {n: own.compile(low) for n, low in self.lowered.items()}
         self.names = names_by_role(self.decode.partitioned.program)
-        own = self.lowered["decode"]
-        self.parameters = restore(saved, model.train_step(), own, self.names["parameter"])
+        decode = self.lowered["decode"]
+        self.parameters = restore(saved, model.train_step(), decode, self.names["parameter"])
 
     def generate(
         self,

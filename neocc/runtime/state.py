@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from neocc.ir.program import Program
 from neocc.ir.types import DTYPES, TensorType
@@ -59,10 +60,18 @@ def placed(stored: Stored, type: TensorType, sharding: Any) -> jax.Array:
     return jax.make_array_from_single_device_arrays(type.shape, sharding, arrays)
 
 
+def fetched(array: jax.Array) -> np.ndarray:
+    """The whole of an array, also of one that lies on other processes' devices too."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
 def save(
     path: Path, model: ModelOf, source: Program, state: Mapping[str, jax.Array], step: int
 ) -> None:
-    """Writes parameters and state, without their padding, as the checkpoint ``path``.
+    """Writes parameters and state, without their padding, as the checkpoint ``path``; where a
+    cluster runs the step, all its processes call this and the first one writes.
 
     Raises:
         CheckpointError: ``path`` is there already, or cannot be written.
@@ -75,12 +84,17 @@ def save(
         array = state[tensor.name]
         inside = tuple(slice(0, n) for n in tensor.shape)
         if not tensor.shape:
-            yield np.asarray(array)
+            yield fetched(array)
             return
         # Row by row: a stack of layers is never on the host as a whole.
         for row in range(tensor.shape[0] if array.ndim > 2 else 1):
             at = slice(row, row + 1) if array.ndim > 2 else inside[0]
-            yield np.asarray(array[(at, *inside[1:])])
+            yield fetched(array[(at, *inside[1:])])
 
+    if jax.process_index():  # takes its part in fetching; the first process writes
+        for tensor in tensors:
+            for _ in produce(tensor):
+                pass
+        return
     with whole(path) as folder:
         write_checkpoint(folder, model, step, tensors, dims, produce)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from neocc.backends.here import Here
 from neocc.cost.choice import STANDARD_ONLY, Collectives
 from neocc.cost.hardware import Chip
 from neocc.data import Batches, Text
@@ -54,13 +55,13 @@ def prepare(
     text: Text,
     layout: str = "",
     seed: int = 0,
-    devices: Sequence[Any] | None = None,
+    here: Here | None = None,
     microbatches: int = 1,
     collectives: Collectives = STANDARD_ONLY,
 ) -> TextRun:
-    """Plans the model's step for a mesh of ``target`` chips, compiles it for ``devices`` and
-    makes the initial state. ``seed``: of that state and of the batches. ``microbatches``: parts
-    that the batch is run in. ``collectives``: what may run them.
+    """Plans the model's step for a mesh of ``target`` chips, compiles it for the devices
+    ``here`` and makes the initial state. ``seed``: of that state and of the batches.
+    ``microbatches``: parts that the batch is run in. ``collectives``: what may run them.
 
     Raises:
         NeoccError: the model does not train on text, its vocab is smaller than the text's, the
@@ -78,9 +79,15 @@ def prepare(
         )
     batches = Batches(text.tokens, batch, seq, seed)
     plan = make_plan(
-        program, mesh, target, layout, microbatches=microbatches, collectives=collectives
+        program,
+        mesh,
+        target,
+        layout,
+        topology=here.topology(target, mesh) if here else None,
+        microbatches=microbatches,
+        collectives=collectives,
     )
-    return TextRun(plan, Run(plan, model.init(), seed, devices), batches)
+    return TextRun(plan, Run(plan, model.init(), seed, here), batches)
 
 
 def text_dims(program: Program) -> tuple[int, int]:
@@ -107,7 +114,7 @@ def describe(run: TextRun) -> list[str]:
     or one that the target could not hold."""
     plan, batches = run.plan, run.batches
     count = plan.mesh.size
-    devices = f"{count} simulated device{'s' if count > 1 else ''}"
+    devices = f"{count} {run.run.here.kind} device{'s' if count > 1 else ''}"
     lines = [
         f"{plan.program.name} on {plan.mesh} ({devices}), planned for {plan.chip.name}",
         f"{len(batches.tokens):,} tokens of text, {batches.batch} x {batches.seq} a step",

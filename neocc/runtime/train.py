@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from neocc.backends.here import Here, present
 from neocc.data.batches import Batches
 from neocc.ir.errors import NeoccError
 from neocc.ir.mesh import Layout
 from neocc.ir.program import Input, Program, Value
 from neocc.ir.types import TensorType
-from neocc.lower.jax import jax_mesh, lower
 from neocc.passes.layout.build import build
 from neocc.passes.layout.problem import Rules
 from neocc.passes.layout.solve import solve
@@ -106,22 +106,24 @@ class Run:
         plan: Plan,
         init: Program,
         seed: int = 0,
-        devices: Sequence[Any] | None = None,
+        here: Here | None = None,
     ):
         """Compiles the step and makes the initial state; ``init`` takes the seed, a u32 scalar.
+        ``here``: what to run on, by default JAX's devices in order.
 
         Raises:
             NeoccError: too few devices, or ``init`` and the plan's step do not go together.
         """
-        mesh = jax_mesh(plan.mesh, devices)
+        self.here = here or present()
+        mesh = self.here.mesh(plan)
         program = plan.partitioned.program
         if "loss" not in program.outputs:
             raise NeoccError(f"program {program.name!r} has no output 'loss' to train on")
         self.program = program
         self.source = plan.ready.source
-        self.lowered = lower(plan.partitioned, mesh)
-        self.compiled = self.lowered.compile()
-        start = lower(partition_init(init, plan), mesh)
+        self.lowered = self.here.lower(plan.partitioned, mesh)
+        self.compiled = self.here.compile(self.lowered)
+        start = self.here.lower(partition_init(init, plan), mesh)
         self.state = start({i.name: np.uint32(seed) for i in init.inputs})
 
     def restore(self, saved: Checkpoint, parameters_only: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from neocc import backends
 from neocc.backends import BUILT_IN, backend
 from neocc.backends.base import BackendError
+from neocc.backends.here import here
 from neocc.backends.target import compile_for_target
 from neocc.cli import app
 from neocc.cost.hardware import HardwareError, chip
@@ -167,3 +169,29 @@ def test_an_nvlink_domain_may_span_hosts():
     devices = [SimpleNamespace(process_index=n // 4, id=n) for n in reversed(range(144))]
     placed = backend("gpu").placed(topology(chip("gb200"), (2, 72)), devices)
     assert np.array_equal(np.vectorize(lambda d: d.id)(placed), np.arange(144).reshape(2, 72))
+
+
+def test_a_model_trains_on_the_devices_of_its_target(abacus, tmp_path: Path):
+    """Placed, lowered and compiled as the plan is audited: with the backend's kernels, options and
+    own way to compile."""
+    text = tmp_path / "text.txt"
+    text.write_text("one frame after the other, " * 40)
+    arguments = ["train", "gpt.py", "--preset", "tiny", "--mesh", "2x2", "--text", str(text)]
+    arguments += ["--steps", "1", "--set", "layers=1", "--layout", "batch:x,heads:y"]
+    losses = []
+    for more in (["--target", "abacus-1", "--devices", "target"], ["--target", "abacus-1"]):
+        log = tmp_path / f"{len(losses)}.jsonl"
+        result = CliRunner().invoke(app, [*arguments, *more, "--log", str(log)])
+        assert result.exit_code == 0, result.output
+        losses.append(json.loads(log.read_text())["loss"])
+        seen = sys.modules["abacus_backend"].seen
+        assert seen["options"] == [{"xla_embed_ir_in_executable": False}]
+        assert "einsum" in seen["ops"]
+    assert losses[0] == losses[1]
+
+
+def test_devices_that_are_not_here_are_an_error():
+    with pytest.raises(NeoccError, match="devices are simulated or target, not 'real'"):
+        here("real", backends.chip("h100"), 4)
+    with pytest.raises(NeoccError, match=r"JAX finds no .*here"):
+        here("target", backends.chip("h100"), 4)

@@ -78,13 +78,14 @@ def test_the_documents_show_what_was_found() -> None:
         place = f"| {case['preset']} {case['target']} {case['mesh']}, {case['batch']} |"
         assert place in table
         for s in r["steps"].values():
-            figures = ("step", "exposed", "cycles", "alone", "waited", "compiled")
+            figures = ("step", "exposed", "cycles", "alone", "waited", "behind", "compiled")
             cells = " | ".join(f"{s[name]:.4f}" for name in figures)
             assert f"| {cells} | {s['overlapped']} of {s['pairs']} |" in table and s["as_planned"]
         before, after = (r["steps"].get(name) for name in ("standard", "products"))
         if after is not None:
             assert after["step"] < before["step"] and after["compiled"] < before["compiled"]
             assert after["exposed"] < before["exposed"] and after["overlapped"] > 0
+            assert after["behind"] > before["behind"]
         else:
             assert r["steps"]["declined"]["step"] > before["step"]
             assert r["steps"]["declined"]["compiled"] > before["compiled"]
