@@ -95,7 +95,7 @@ CASES: tuple[Case, ...] = (
     case("v5p", "16x16", "gpt3-175b", "FSDP"),
     unfused("v5p", "8x8", "gpt3-13b", batch=256),
     case("v5p", "4x4x4", "gpt3-13b", "batch:x,heads:y,mlp:y,vocab:y,embd:z", batch=128),
-    unfused("v5p", "4x8", "gpt3-6.7b", batch=128, recompute=False),
+    unfused("v5p", "4x8", "gpt3-6.7b", batch=96, recompute=False),
     case("v5p", "32", "gpt3-6.7b", "FSDP", batch=128),
     unfused("v5p", "16", "gpt3-2.7b", "data parallel", batch=64),
     case("v5p", "4", "gpt3-xl", batch=32),
