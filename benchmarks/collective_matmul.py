@@ -27,7 +27,7 @@ from models import gpt
 from neocc.backends.target import compile_for_target
 from neocc.cost.choice import AUTO, STANDARD_ONLY, Collectives
 from neocc.cost.hardware import chip
-from neocc.cost.products import permute_seconds
+from neocc.cost.products import step_seconds
 from neocc.ir.mesh import Mesh
 from neocc.lower.audit import SCOPE
 from neocc.lower.hlo import Collective, read_hlo
@@ -147,7 +147,7 @@ def block(plan: Plan, c: Collective) -> float:
     if row is None:
         return 0.0
     size = min(row.bytes, row.result_bytes)
-    return permute_seconds(plan.problem.cost, plan.mesh.index(row.axis), size, both=True)
+    return step_seconds(plan.problem.cost, plan.mesh.index(row.axis), size, both=True)
 
 
 def main() -> None:

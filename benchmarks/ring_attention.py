@@ -2,10 +2,14 @@
 
     python -m benchmarks.ring_attention [--only 0] [--write FILE] [--hlo FOLDER]
 
-Of each case two plans: ``gathered``, the best one where keys and values are gathered wherever the
-sequence is cut in attention, and ``ring``, where they may also go round. Both are compiled for the
-chip by its real compiler; where the planner takes no ring there is one plan, and nothing is
-compiled.
+Of each case up to three plans: ``gathered``, the best one where keys and values are gathered
+wherever the sequence is cut in attention; ``ring``, where they may also go round; and ``layout``,
+that plan's layout with keys and values gathered. All are compiled for the chip by its real
+compiler; where the planner takes no ring there is one plan, and nothing is compiled.
+
+causes: seconds of ``exposed``: of transfers that cannot hide, of the share of the others that never
+does, of what finds no compute to hide behind, of the permutes of rings within their turns, and of
+those to another order or home.
 
 pairs: starts and ends of permutes in the text; overlapped: those with a matrix product between.
 cycles: the compiler's estimates with trip counts, in seconds of its clock. Of collectives it gives
@@ -18,19 +22,23 @@ device sends in a step; columns: of the solver's program.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.schedule import arguments, as_planned, schedule, sent_bytes
 from models import gpt
 from neocc.backends.target import compile_for_target
-from neocc.cost.choice import PREMIUM, Collectives
+from neocc.cost.choice import Collectives
 from neocc.cost.hardware import chip
-from neocc.ir.mesh import Mesh
+from neocc.cost.rounds import permute_seconds
+from neocc.ir.mesh import Mesh, Strategy
 from neocc.ir.ops import ATTENTION
 from neocc.lower.audit import SCOPE, device_pairs
 from neocc.lower.hlo import Collective, read_hlo
-from neocc.passes.plan import Plan, make_plan
+from neocc.passes.decisions import decisions
+from neocc.passes.plan import Plan, bodies, compute_of, make_plan
+from neocc.passes.recost import recost
 
 RESULTS = Path(__file__).parent / "results" / "ring_attention.json"
 OWN = [f"{kind}=standard" for kind in ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")]
@@ -38,6 +46,8 @@ MODES = {
     "gathered": Collectives.asked("standard"),
     "ring": Collectives.asked("auto", OWN),  # nothing else of neocc's own
 }
+
+SEQ, MEMORY = "seq", "memory"  # the model's dims of queries and of keys
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,7 @@ class Predicted:
     peak: int
     columns: int
     solving: float
+    causes: dict[str, float]
     permutes: float  # seconds of all that rings send
     within: float  # those of them that pass behind the op's products
     replaced: float  # seconds of the gathers and scatters whose place they take
@@ -109,19 +120,53 @@ def predicted(plan: Plan) -> Predicted:
         *(t.step, t.compute, t.exposed, t.hidden, plan.memory.peak),
         plan.solution.whole.columns,
         plan.solution.seconds,
+        causes(plan),
         sum(c.seconds * c.count for c in rings),
         sum(c.within * c.count for c in rings),
         sum(c.standard * c.count for c in rings),
     )
 
 
+def causes(plan: Plan) -> dict[str, float]:
+    """What a plan's exposed seconds come from."""
+    compute, share = compute_of(plan.problem, plan.solution), plan.problem.cost.overlap
+    found: dict[str, float] = defaultdict(float)
+    for body in bodies(plan.problem.program.body):
+        here = [c for c in plan.collectives if c.region == body.name]
+        can = sum(c.behind for c in here)
+        found["cannot hide"] += sum(c.seconds * c.count - c.behind for c in here if not c.pairs)
+        found["never hides"] += (1 - share) * can
+        found["no compute left"] += max(0.0, share * can - compute.get(body.region, 0.0))
+        for c in here:
+            if c.pairs:
+                what = "turns" if c.dim == MEMORY else "swaps"
+                found[what] += (c.seconds - c.within) * c.count
+    return found
+
+
+def gathered_in(plan: Plan) -> Plan:
+    """A plan's layout with keys and values gathered in place of rings."""
+    made = decisions(plan)
+
+    def plain(name: str, s: Strategy) -> Strategy:
+        ring = name.split()[0] in ATTENTION and MEMORY in s.axes
+        return s.replace(s.axes.index(MEMORY), SEQ) if ring else s
+
+    regions = tuple(
+        replace(r, strategies={n: plain(n, s) for n, s in r.strategies.items()})
+        for r in made.regions
+    )
+    return recost(plan.ready, replace(made, regions=regions), plan.memory_limit).plan
+
+
 def turn(plan: Plan, c: Collective) -> float:
     """Seconds of a permute of a ring, by the cost model; 0 of any other."""
-    ids = SCOPE.findall(c.op_name)
+    ids, cost = SCOPE.findall(c.op_name), plan.problem.cost
     for row in plan.collectives:
         own = ids and row.pairs and row.id == int(ids[-1])
         if own and device_pairs(row, plan.mesh) == frozenset(c.groups):
-            return row.seconds / PREMIUM
+            links = cost.links[cost.mesh.index(row.axis)]
+            return min(permute_seconds(row.pairs, row.bytes, link) for link in links)
     return 0.0
 
 
@@ -160,6 +205,8 @@ def main() -> None:
         plans = {mode: planned(case, mode) for mode in MODES}
         row: dict[str, object] = {"case": asdict(case)}
         takes = any(c.pairs for c in plans["ring"].collectives)
+        if takes:
+            plans["layout"] = gathered_in(plans["ring"])
         for mode, plan in plans.items():
             said = asdict(predicted(plan))
             if takes:

@@ -125,6 +125,7 @@ class Chip:
     vector_clock: float | None  # TPU: cycles/s of all the vector units together
     cores: int  # TPU: that one device joins; each has a share of the vector units
     kernel_overhead: float  # seconds from the end of one kernel to the start of the next
+    permutes_beside: bool  # its compiler was seen to run work between a permute's start and its end
     stream: Stream | None  # TPU
     sources: tuple[str, ...]
     assumptions: Mapping[str, str] = field(hash=False)  # field of the table -> why
@@ -256,6 +257,7 @@ def _chip(name: str, row: dict[str, Any]) -> Chip:
         vector_clock=row.get("vector_clock"),
         cores=row.get("cores", 1),
         kernel_overhead=row.get("kernel_overhead", 0.0),
+        permutes_beside=row.get("permutes_beside", False),
         stream=Stream(**row["stream"]) if "stream" in row else None,
         sources=tuple(row["sources"]),
         assumptions=row["assumptions"],

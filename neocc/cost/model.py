@@ -19,7 +19,7 @@ from neocc.cost.attention import (
 from neocc.cost.choice import STANDARD_ONLY, Collectives, Way, runs, way_of
 from neocc.cost.collectives import collective_time
 from neocc.cost.hardware import Chip, HardwareError
-from neocc.cost.ring_attention import BESIDE, RingTime, ring_time
+from neocc.cost.ring_attention import RingTime, ring_time
 from neocc.cost.roofline import (
     elementwise_time,
     matmul_time,
@@ -165,8 +165,8 @@ class CostModel:
             compute = self.op_seconds(op, parts)
             computed = circle_of(op, devices).computed
             sends = ring_sends(op, devices, parts)
-            behind = self.overlap if self.chip.name in BESIDE else 0.0
-            times = (ring_time(compute, computed, sends, link, behind) for link in self.links[axis])
+            beside = self.chip.permutes_beside
+            times = (ring_time(compute, computed, sends, link, beside) for link in self.links[axis])
             self.rings[key] = min(times, key=lambda t: t.exposed)
         return self.rings[key]
 

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 
 from neocc.cost.algorithms import steps
 from neocc.cost.model import CostModel, Parts, matmul_sizes
-from neocc.cost.ring_attention import BESIDE
 from neocc.cost.roofline import elementwise_time, product_time, product_traffic_time
-from neocc.cost.rounds import Message, one_ring, rings_of, rounds_seconds
+from neocc.cost.rounds import permute_seconds
 from neocc.ir.program import Op
 
 PLACED = 2  # times that a gathered product's result is read or written beside the product
@@ -119,17 +118,15 @@ def overlapped(
     first as there are steps round the ring."""
     of = cost.mesh.sizes[axis]
     ahead, back = steps(of, 2)
-    sends = [permute_seconds(cost, axis, bytes, both=t < back) for t in range(ahead)]
-    if cost.chip.name not in BESIDE:
+    sends = [step_seconds(cost, axis, bytes, both=t < back) for t in range(ahead)]
+    if not cost.chip.permutes_beside:
         return Overlapped(sum(sends), sum(sends), working)
     waiting = sum(max(0.0, sent - at) for sent, at in zip(sends, hides, strict=False))
     return Overlapped(sum(sends), waiting, working)
 
 
-def permute_seconds(cost: CostModel, axis: int, bytes: int, both: bool) -> float:
+def step_seconds(cost: CostModel, axis: int, bytes: int, both: bool) -> float:
     """A block to the next device round an axis as one ring, or to both neighbours."""
-    messages = (Message(0, 1, bytes), *([Message(0, -1, bytes)] if both else []))
-    return min(
-        rounds_seconds([messages], (one_ring(rings_of(link)),), link.overhead)
-        for link in cost.links[axis]
-    )
+    of = cost.mesh.sizes[axis]
+    pairs = [(i, (i + way) % of) for way in ((1, -1) if both else (1,)) for i in range(of)]
+    return min(permute_seconds(tuple(pairs), bytes, link) for link in cost.links[axis])

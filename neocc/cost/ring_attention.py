@@ -1,8 +1,9 @@
 """What the ring of fused attention sends, and the seconds in which it waits for that.
 
-Each permute that runs behind the products of a turn hides behind them as far as a hideable transfer
-does; those that bring operands and results into zig-zag order and back are waited for. As no device
-has measured them, all take ``PREMIUM`` times what their bytes over the busiest wire do.
+A turn takes the longer of its products and of what is sent behind them, as a step of a collective
+product does (``cost.products``); the permutes that bring operands and results into zig-zag order
+and back are waited for. As no device has measured them, all take ``PREMIUM`` times what their bytes
+over the busiest wire do.
 """
 
 from __future__ import annotations
@@ -13,13 +14,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from neocc.cost.choice import PREMIUM
-from neocc.cost.rounds import one_ring, rings_of
-from neocc.cost.topology import AxisLink, Ring
+from neocc.cost.rounds import permute_seconds
+from neocc.cost.topology import AxisLink
 from neocc.ir.ops.attention_ring import Pairs, Sent
-
-BESIDE = frozenset({"v4", "v5p", "v6e"})
-"""Chips whose compiler was seen to put products between the start and the end of a permute. v5e's
-(libtpu 0.0.42) starts and ends each at once; of the others it is not known."""
 
 
 @dataclass(frozen=True)
@@ -58,49 +55,27 @@ class RingTime:
         return self.sending - self.hidden
 
 
-def permute_seconds(pairs: Pairs, bytes: int, link: AxisLink, beside: Pairs = ()) -> float:
-    """Seconds of one permute along a mesh axis: the launch, the hops of its farthest message, and
-    its bytes over the busiest wire. With another ``beside`` it, of as many bytes, half of what both
-    take."""
-    ring = one_ring(rings_of(link))
-    load, hops = busiest((*pairs, *beside), ring)
-    wires = hops * ring.latency + load * bytes / ring.bandwidth
-    return PREMIUM * (link.overhead + wires / (2 if beside else 1))
-
-
-def busiest(pairs: Pairs, ring: Ring) -> tuple[int, int]:
-    """Messages on the busiest wire of a ring, in one direction, and hops of the farthest message;
-    each goes the shorter way. A switch takes all that a device sends through one port."""
-    if ring.switched:
-        return 1, 1
-    n, most = ring.size, 0
-    loads: dict[tuple[int, int], int] = defaultdict(int)  # by place and direction
-    for source, target in pairs:
-        ahead = (target - source) % n
-        up = 2 * ahead <= n if ring.wraps else target > source
-        step = 1 if up else -1
-        hops = (target - source) * step % n if ring.wraps else abs(target - source)
-        most = max(most, hops)
-        for i in range(hops):
-            loads[(source + step * i) % n, step] += 1
-    return max(loads.values(), default=0), most
+def sent_seconds(s: Sent, link: AxisLink) -> float:
+    """Of one permute; where another is sent at once the other way, half of what both take."""
+    both = PREMIUM * permute_seconds((*s.pairs, *s.beside), s.bytes, link)
+    return both / 2 if s.beside else both
 
 
 def ring_time(
-    compute: float, computed: tuple[int, ...], sends: Iterable[Sent], link: AxisLink, overlap: float
+    compute: float, computed: tuple[int, ...], sends: Iterable[Sent], link: AxisLink, beside: bool
 ) -> RingTime:
-    """``computed``: tiles of each turn, which share the ``compute``; ``overlap``: the share of a
-    permute that can run behind a turn's products."""
+    """``computed``: tiles of each turn, which share the ``compute``; ``beside``: whether the chip
+    runs permutes behind products."""
     sends = tuple(sends)
-    seconds = {s: permute_seconds(s.pairs, s.bytes, link, s.beside) for s in sends}
+    seconds = {s: sent_seconds(s, link) for s in sends}
     total = max(1, sum(computed))
     hidden = dict.fromkeys(sends, 0.0)
-    for turn, tiles in enumerate(computed):
+    for turn, tiles in enumerate(computed if beside else ()):
         here = [s for s in sends if turn in s.turns]
-        sending = overlap * sum(seconds[s] for s in here)
+        sending = sum(seconds[s] for s in here)
         fits = min(1.0, compute * tiles / total / sending) if sending else 0.0
         for s in here:
-            hidden[s] += fits * overlap * seconds[s]
+            hidden[s] += fits * seconds[s]
     alike: dict[tuple[Pairs, int, bool], list[Sent]] = defaultdict(list)
     for s in sends:
         alike[s.pairs, s.bytes, bool(s.turns)].append(s)

@@ -9,10 +9,12 @@ wires by counting the messages that cross one.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from neocc.cost.topology import AxisLink, Ring
+from neocc.ir.ops.attention_ring import Pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,32 @@ def _round(messages: Round, grid: Grid, shared: bool) -> float:
     if shared:
         return max(map(sum, zip(*loads, strict=True))) + latency
     return max(map(max, loads)) + latency
+
+
+def permute_seconds(pairs: Pairs, bytes: int, link: AxisLink) -> float:
+    """Seconds of messages of so many bytes between (source, target) places of an axis, as one ring,
+    sent at once: the launch, the hops of the farthest, and the bytes over the busiest wire."""
+    ring = one_ring(rings_of(link))
+    load, hops = busiest(pairs, ring)
+    return link.overhead + hops * ring.latency + load * bytes / ring.bandwidth
+
+
+def busiest(pairs: Pairs, ring: Ring) -> tuple[int, int]:
+    """Messages on the busiest wire of a ring, in one direction, and hops of the farthest message;
+    each goes the shorter way. A switch takes all that a device sends through one port."""
+    if ring.switched:
+        return 1, 1
+    n, most = ring.size, 0
+    loads: dict[tuple[int, int], int] = defaultdict(int)  # by place and direction
+    for source, target in pairs:
+        ahead = (target - source) % n
+        up = 2 * ahead <= n if ring.wraps else target > source
+        step = 1 if up else -1
+        hops = (target - source) * step % n if ring.wraps else abs(target - source)
+        most = max(most, hops)
+        for i in range(hops):
+            loads[(source + step * i) % n, step] += 1
+    return max(loads.values(), default=0), most
 
 
 def wires(by: int, ring: Ring) -> tuple[int, int, int]:

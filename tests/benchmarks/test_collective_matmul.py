@@ -12,7 +12,7 @@ from benchmarks.schedule import schedule
 from models import gpt
 from neocc.cost.choice import Collectives
 from neocc.cost.hardware import chip
-from neocc.cost.products import permute_seconds
+from neocc.cost.products import step_seconds
 from neocc.ir.mesh import Mesh
 from neocc.lower.hlo import read_hlo
 from neocc.passes.layout.rules import tensor_parallel
@@ -56,7 +56,7 @@ def test_a_direction_carries_one_block_at_a_time_behind_products(
     plan: Plan, other: str, alike: int, share: float
 ) -> None:
     row: Collective = next(c for c in plan.collectives if c.inside)
-    taken = permute_seconds(plan.problem.cost, 1, row.bytes, both=True)
+    taken = step_seconds(plan.problem.cost, 1, row.bytes, both=True)
     cycles = round(share * taken * CLOCK)
     named = f'metadata={{op_name="jit(f)/neocc.all_gather.{row.id}/ppermute"}}'
     text = TEXT.replace("OTHER", other).replace("UP", UP).replace("NAMED", named)

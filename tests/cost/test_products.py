@@ -6,7 +6,7 @@ import pytest
 
 from neocc.cost.hardware import chip
 from neocc.cost.model import CostModel
-from neocc.cost.products import Product, gathered, permute_seconds, scattered
+from neocc.cost.products import Product, gathered, scattered, step_seconds
 from neocc.ir.builder import Graph, dot
 from neocc.ir.mesh import Mesh
 from neocc.ir.program import Op
@@ -37,7 +37,7 @@ def test_a_large_product_hides_all_of_its_gather(cost: CostModel) -> None:
     shard = 16384 * 12288 * 2 // 16
     found = gathered(cost, 1, shard, [Product(op, whole, "rows")])
     assert found.waiting == 0
-    assert found.wires == pytest.approx(8 * permute_seconds(cost, 1, shard, both=True), rel=0.01)
+    assert found.wires == pytest.approx(8 * step_seconds(cost, 1, shard, both=True), rel=0.01)
     assert 0 < found.working < 0.2 * 2 * 16384 * 12288**2 / 459e12
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from neocc.cost.choice import Collectives
 from neocc.cost.hardware import chip
 from neocc.cost.model import CostModel
-from neocc.cost.ring_attention import busiest
+from neocc.cost.rounds import busiest
 from neocc.cost.topology import Ring
 from neocc.ir import builder as b
 from neocc.ir.builder import Graph
