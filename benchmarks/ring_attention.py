@@ -141,7 +141,7 @@ def causes(plan: Plan) -> dict[str, float]:
             if c.pairs:
                 what = "turns" if c.dim == MEMORY else "swaps"
                 found[what] += (c.seconds - c.within) * c.count
-    return found
+    return dict(found)
 
 
 def gathered_in(plan: Plan) -> Plan:

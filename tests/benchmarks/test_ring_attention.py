@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ring_attention import CASES, MODES, compiled, predicted
+from benchmarks.ring_attention import CASES, MODES, causes, compiled, gathered_in, predicted
 from models import gpt
 from neocc.cost.choice import Collectives
 from neocc.cost.hardware import chip
@@ -34,6 +34,20 @@ def test_the_tpu_compiler_sends_while_products_run(tmp_path: Path) -> None:
     assert rings and set(rings) <= sent
     turns = [c for c in rings if c.within]
     assert made.pairs > made.overlapped >= len(turns)
+
+
+def test_what_exposes_adds_up_and_the_same_layout_gathers_what_went_round() -> None:
+    config = replace(gpt.PRESETS["tiny"], dtype="bf16", seq=2048, layers=2, batch=2)
+    forced = Collectives.asked(forced=["attention=ring"])
+    program = gpt.train_step(config)
+    plan = make_plan(program, Mesh.parse("2x4"), chip("v5p"), "batch:x,seq:y", collectives=forced)
+    gathered = gathered_in(plan)
+    for one in (plan, gathered):
+        assert sum(causes(one).values()) == pytest.approx(one.timeline.exposed)
+    assert {"turns", "swaps"} <= {*causes(plan)} - {*causes(gathered)}
+    assert not any("memory" in kind for kind in predicted(gathered).attention)
+    moved = {c.kind for c in gathered.collectives} - {c.kind for c in plan.collectives}
+    assert not any(c.pairs for c in gathered.collectives) and moved <= {"reduce_scatter"}
 
 
 def test_cases_differ_in_nothing_but_rings() -> None:

@@ -11,7 +11,7 @@ from neocc.cost.ring_attention import ring_time, sent_seconds
 from neocc.cost.topology import topology
 from neocc.ir.ops.attention_ring import circle, sent
 
-NAMES = ("q", "k", "v", "out", "lse", "dout", "stats", "dq", "dk", "dv", "dk+", "dv+")
+NAMES = ("q", "k", "v", "out", "lse", "dout", "stats", "dq", "dk", "dv", "dq+", "dk+", "dv+")
 
 
 @given(

@@ -39,14 +39,20 @@ from tests.random_programs import assert_close, inputs_for
 
 
 def attending(
-    seq: int, memory: int, causal: bool, window: int | None = None, dtype: str = "f64"
+    seq: int,
+    memory: int,
+    causal: bool,
+    window: int | None = None,
+    dtype: str = "f64",
+    group: int = 2,
 ) -> Program:
-    """Loss and gradients of attention whose queries share keys in pairs."""
+    """Loss and gradients of attention whose queries share keys, in pairs if nothing else is said:
+    then keys go round in the gradient; where each has its own, queries do."""
     dims = batch, rows, heads, _, features = (
         Dim("batch", 4),
         Dim("seq", seq),
         Dim("kv", 2),
-        Dim("group", 2),
+        Dim("group", group),
         Dim("head_dim", 3),
     )
     keys = Dim("memory", memory)
@@ -132,6 +138,7 @@ CASES = {
 SOON = {("causal", "3"), ("of a window of two blocks", "3"), ("full", "2")}
 
 
+@pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize(
     ("case", "text"),
     [
@@ -140,12 +147,15 @@ SOON = {("causal", "3"), ("of a window of two blocks", "3"), ("full", "2")}
         for text in ("2", "3", "4")
     ],
 )
-def test_equals_attention_on_one_device(x64: None, monkeypatch: Any, case: str, text: str) -> None:
+def test_equals_attention_on_one_device(
+    x64: None, monkeypatch: Any, case: str, text: str, group: int
+) -> None:
     monkeypatch.setattr(attention_tiles, "BLOCK", 2)
     seq, memory, causal, window = CASES[case]
     if seq % int(text):
         seq = memory = 4 * 5
-    check(attending(seq, memory, causal, window), Mesh.parse(text), ("memory",), True)
+    program = attending(seq, memory, causal, window, group=group)
+    check(program, Mesh.parse(text), ("memory",), True)
 
 
 @pytest.mark.parametrize(
@@ -182,10 +192,11 @@ def test_any_ring_equals_attention_on_one_device(data: st.DataObject) -> None:
     memory = seq if data.draw(st.booleans()) else sizes[ring] * data.draw(st.integers(1, 6))
     other = data.draw(st.sampled_from([None, "batch", "kv", "group"]))
     other = other if sizes[1 - ring] in (1, 2) and sizes[1 - ring] > 1 else None
+    group = 2 if other == "group" else data.draw(st.integers(1, 3))
     strategy: list[str | None] = [other, other]
     strategy[ring] = "memory"
     mesh = Mesh.parse("x".join(map(str, sizes)))
-    check(attending(seq, memory, causal, window), mesh, tuple(strategy), False)
+    check(attending(seq, memory, causal, window, group=group), mesh, tuple(strategy), False)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -252,6 +263,18 @@ def test_keys_go_no_farther_than_a_window_reaches() -> None:
     shape = circle_of(op, 8)  # of 8 queries: 9 keys before the first one lie in two blocks
     assert len(shape.turns) == 3 and shape.halves == 1
     assert [one.times for one in ring_sends(op, 8, lambda dim: 1)] == [2, 2]
+
+
+@given(st.integers(1, 4), st.sampled_from([16, 64]), st.sampled_from([16, 64]))
+def test_in_the_gradient_goes_round_what_is_less_to_send(group: int, seq: int, memory: int) -> None:
+    """Queries with one sum, or keys and values with two."""
+    program = attending(seq, memory, True, group=group)
+    op = next(op for op in program.body.walk() if op.kind == "attention_grad")
+    sends = [s for s in ring_sends(op, 4, lambda dim: 1) if s.turns]
+    q, k = (v.type.size // 4 * 8 for v in op.operands[:2])
+    each = 3 * q + 2 * q // 3, 4 * k  # a head is 3 wide; statistics are 2
+    assert {s.what for s in sends} in ({"q", "dout", "stats", "dq+"}, {"k", "v", "dk+", "dv+"})
+    assert sum(s.bytes * s.times for s in sends) == 3 * min(each)
 
 
 @pytest.mark.parametrize(

@@ -24,14 +24,14 @@ loop runs over the tiles that hold a visible score and keeps running maxima and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from neocc.ir.mesh import Strategy
 from neocc.ir.ops import attention_ring, attention_tiles
-from neocc.ir.ops.attention_ring import Circle, Sent, circle, sent
+from neocc.ir.ops.attention_ring import Circle, Sent, circle, rows_go_round, sent
 from neocc.ir.ops.attention_tiles import (
     LOWEST,
     Kernel,
@@ -185,27 +185,30 @@ def circle_of(op: Op, devices: int) -> Circle:
 def ring_sends(op: Op, devices: int, parts: Callable[[str], int]) -> list[Sent]:
     """All permutes of one run on a ring of devices. ``parts``: into how many blocks each dim is
     cut, ``seq`` by the ring alone."""
-    q, k = op.operands[0].type, op.operands[1].type
+    cut = {op.attrs["seq"]: devices, op.attrs["memory"]: devices}
+    dims = (d for v in op.operands[:2] for d in v.type.dims)
+    local = {d.name: d.size // cut.get(d.name, parts(d.name)) for d in dims}
+    count = math.prod(local[n] for n in roles(op).batch)
     grad = op.kind == "attention_grad"
+    return sent(circle_of(op, devices), grad, count, ring_bytes(op, local))
+
+
+def ring_bytes(op: Op, local: Mapping[str, int]) -> dict[str, int]:
+    """Bytes that a device of a ring has of each array that a run may send; ``local``: of every dim,
+    its own elements."""
+    q, k = (v.type for v in op.operands[:2])
     stats = stats_type(q, op.attrs)
 
-    def size(t: TensorType, dtype: str | None = None) -> int:
-        cut = {op.attrs["seq"]: devices, op.attrs["memory"]: devices}
-        shape = (d.size // cut.get(d.name, parts(d.name)) for d in t.dims)
-        return math.prod(shape) * TensorType((), dtype or t.dtype).itemsize
+    def size(t: TensorType, dtype: str) -> int:
+        return math.prod(local[n] for n in t.names) * TensorType((), dtype).itemsize
 
-    dtype = op.results[0].type.dtype
-    bytes = {"q": size(q), "k": size(k), "v": size(k), "lse": size(stats)}
-    bytes |= {
-        "out": size(q, dtype),
-        "dout": size(q),
-        "dq": size(q, dtype),
-        "stats": 2 * size(stats),
-    }
-    bytes |= dict.fromkeys(("dk", "dv"), size(k, dtype))
-    bytes |= dict.fromkeys(("dk+", "dv+"), size(k, stats.dtype))
-    count = math.prod(q.dim(n).size // parts(n) for n in roles(op).batch)
-    return sent(circle_of(op, devices), grad, count, bytes)
+    result = op.results[0].type.dtype
+    found = {"lse": size(stats, stats.dtype), "stats": 2 * size(stats, stats.dtype)}
+    found |= {"q": size(q, q.dtype), "dout": size(q, q.dtype), "out": size(q, result)}
+    found |= {"k": size(k, k.dtype), "v": size(k, k.dtype)}
+    for name, t in (("dq", q), ("dk", k), ("dv", k)):
+        found |= {name: size(t, result), f"{name}+": size(t, stats.dtype)}
+    return found
 
 
 Groups = tuple[tuple[str, ...], ...]
@@ -301,9 +304,15 @@ def evaluate_grad(op: Op, args: list[Any], ctx: Context) -> list[Any]:
     delta = ctx.xp.sum(out.astype(kernel.dtype) * dout.astype(kernel.dtype), axis=-1)
     dout = dout.astype(q.dtype)
     if (ring := ctx.ring(op.attrs["memory"])) is not None:
-        dtype = DTYPES[op.results[0].type.dtype]
-        shape = circle_of(op, ring.size)
-        grads = attention_ring.backward(kernel, shape, ring, (q, k, v, dout), (lse, delta), dtype)
+        grads = attention_ring.backward(
+            kernel,
+            circle_of(op, ring.size),
+            ring,
+            (q, k, v, dout),
+            (lse, delta),
+            DTYPES[op.results[0].type.dtype],
+            rows_go_round(ring_bytes(op, local)),
+        )
     elif ctx.xp.__name__ == "numpy" or cut.one:
         i, j = all_indices(kernel, q.shape[-2], k.shape[-2], ctx)
         q, dout, lse, delta = (merged(x, ctx.lead + 1) for x in (q, dout, lse, delta))

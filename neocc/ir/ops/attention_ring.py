@@ -1,9 +1,12 @@
 """Fused attention whose keys and values go round a ring of devices, and are never whole on one.
 
 Each device has one block of the queries and one of the keys and values. In every turn it attends to
-the keys that it holds while it sends them on; in the gradient, the sums for keys and values travel
-behind them, a turn later, so that they too are sent while the next products run. Liu, Zaharia and
-Abbeel, "Ring attention with blockwise transformers for near-infinite context", arXiv 2310.01889.
+the keys that it holds while it sends them on. Liu, Zaharia and Abbeel, "Ring attention with
+blockwise transformers for near-infinite context", arXiv 2310.01889. In the gradient either keys
+and values go round, and the sums for both behind them, a turn later, so that they too are sent
+while the next products run; or queries do, with the gradient of the output and their statistics,
+and the sums for queries behind: whichever is less to send. Where every head has keys of its own
+those are the queries, with one sum in float32 in place of two.
 
 Under a causal mask the first devices of contiguous blocks would have little to do and the last ones
 much. So there a device takes halves ``i`` and ``2n - 1 - i`` of ``2n`` (zig-zag): its own first
@@ -18,8 +21,8 @@ Arrays are folded: q[n, group, seq, d], k[n, memory, d], of the local sizes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -185,6 +188,21 @@ def indices(place: Any, shape: Circle, length: int, xp: Any) -> Any:
 
 # Turns
 
+
+ROUND = {True: ("q", "dout", "stats"), False: ("k", "v")}  # what goes round, queries or keys
+SUMS = {True: ("dq",), False: ("dk", "dv")}  # and comes behind
+
+
+def rows_go_round(bytes: Mapping[str, int]) -> bool:
+    """Whether in the gradient queries go round, in place of keys: those that are less to send, by
+    the bytes that a device has of each (see ``sent``)."""
+    rows, keys = (
+        sum(bytes[n] for n in ROUND[which]) + sum(bytes[f"{n}+"] for n in SUMS[which])
+        for which in (True, False)
+    )
+    return rows < keys
+
+
 Take = Callable[[Any, Any, Any], Any]  # state, what goes round, number of the turn -> state
 Onward = Callable[[Any], Any]
 
@@ -194,11 +212,6 @@ def each_way(x: Any, ways: Sequence[int], axis: int, xp: Any, f: Callable[[Any, 
     parts = xp.split(x, len(ways), axis) if len(ways) > 1 else [x]
     made = [f(part, way) for part, way in zip(parts, ways, strict=True)]
     return xp.concatenate(made, axis) if len(ways) > 1 else made[0]
-
-
-def onward(x: Any, shape: Circle, ring: Ring, ways: Sequence[int], xp: Any) -> Any:
-    """What goes round, of keys' shape, one place on."""
-    return each_way(x, ways, x.ndim - 3, xp, lambda part, way: ring.send(part, shape.moves(way)))
 
 
 def circulate(shape: Circle, on: Onward, xp: Any, state: Any, here: Any, take: Take) -> Any:
@@ -245,14 +258,14 @@ def unhalved(x: Any, axis: int, shape: Circle, length: int) -> Any:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn under JAX: which tiles, and where they lie in the whole. ``gone``: how many places
-    the keys have gone on, forward."""
+    """One turn under JAX: which tiles, and where they lie in the whole. ``rows``, ``columns``: the
+    places that the queries and the keys come from."""
 
     kernel: Kernel
     shape: Circle
-    ring: Ring
     step: Any
-    gone: Any
+    rows: Any
+    columns: Any
 
     @property
     def pairs(self) -> Any:
@@ -262,13 +275,8 @@ class Turn:
         before, behind = (xp.asarray(p, xp.int32).reshape(-1, 2) for p in self.shape.turns[number])
         if self.shape.turns[number][0] == self.shape.turns[number][1]:
             return before
-        own, other = (low_half(p, self.shape.devices, xp) for p in (self.ring.place, self.owner))
+        own, other = (low_half(p, self.shape.devices, xp) for p in (self.rows, self.columns))
         return xp.where(other < own, before, behind)
-
-    @property
-    def owner(self) -> Any:
-        """The place that the keys come from."""
-        return (self.ring.place - self.gone) % self.shape.devices
 
     def indices(self, a: Any, b: Any) -> tuple[Any, Any]:
         """Global indices of a tile's rows, those of all groups, and of its keys."""
@@ -280,45 +288,73 @@ class Turn:
 
         half, tile = xp.divmod(a, cut.down // shape.halves)
         i = tile * cut.rows + xp.arange(cut.rows, dtype=xp.int32)
-        i = i + begin(self.ring.place, shape.seq, half)
+        i = i + begin(self.rows, shape.seq, half)
         half, tile = xp.divmod(b, cut.across // shape.halves)
         j = tile * cut.columns + xp.arange(cut.columns, dtype=xp.int32)
         real = j < shape.memory // shape.halves
-        j = xp.where(real, j + begin(self.owner, shape.memory, half), BEYOND)
+        j = xp.where(real, j + begin(self.columns, shape.memory, half), BEYOND)
         return xp.tile(i, self.kernel.group), j
 
 
 @dataclass(frozen=True)
 class Round:
-    """One op's way round, on a device: ``ways`` of the equal parts of what attends by itself."""
+    """One op's way round, on a device: ``ways`` of the equal parts of what attends by itself, along
+    axis ``lead`` of every array. ``rows``: the queries go round, the other way than the keys would,
+    so that turn by turn each meets the same keys."""
 
     kernel: Kernel
     shape: Circle
     ring: Ring
     ways: tuple[int, ...]
+    lead: int
+    rows: bool = False
+
+    def gone(self, way: int) -> int:
+        """How many places on what goes round is after a turn."""
+        return -way if self.rows else way
 
     def on(self, x: Any) -> Any:
-        return onward(x, self.shape, self.ring, self.ways, self.kernel.xp)
+        """What goes round, one place on."""
+
+        def move(part: Any, way: int) -> Any:
+            return self.ring.send(part, self.shape.moves(self.gone(way)))
+
+        return each_way(x, self.ways, self.lead, self.kernel.xp, move)
 
     def back(self, x: Any) -> Any:
-        """What has gone on with the keys, in its place and order."""
+        """What has gone on, in its place and order."""
         shape, xp = self.shape, self.kernel.xp
 
         def home(part: Any, way: int) -> Any:
-            return from_zigzag(part, shape, self.ring, x.ndim - 2, xp, way * shape.behind)
+            return from_zigzag(
+                part, shape, self.ring, x.ndim - 2, xp, self.gone(way) * shape.behind
+            )
 
-        return each_way(x, self.ways, x.ndim - 3, xp, home)
+        return each_way(x, self.ways, self.lead, xp, home)
+
+    def sources(self, apart: Any) -> tuple[Any, Any]:
+        """The places that the queries and the keys come from that a device has when those that go
+        round have gone so many places on, as keys would."""
+        place, n = self.ring.place, self.shape.devices
+        return ((place + apart) % n, place) if self.rows else (place, (place - apart) % n)
 
     def tiles(self, loop: Any, step: Any, held: int, *arrays: Any) -> Any:
         """A loop over the tiles of one turn, ``held`` of what attends by itself at a time."""
         kernel, shape = self.kernel, self.shape
 
         def run(ways: Any, *some: Any) -> Any:
-            turn = Turn(kernel, shape, self.ring, step, step * ways[0])
+            turn = Turn(kernel, shape, step, *self.sources(step * ways[0]))
             return loop(kernel, shape.tiles, turn.pairs, turn.indices, *some)
 
         count = arrays[0].shape[0] // len(self.ways)
         return in_parts(run, held, np.repeat(np.array(self.ways, np.int32), count), *arrays)
+
+    def whole(self, step: Any) -> tuple[Any, Any]:
+        """Global indices of all queries, of each group, and of all keys that a device has in a
+        turn; they go one way."""
+        rows, columns = self.sources(self.ways[0] * step)
+        i = indices(rows, self.shape, self.shape.seq, np)
+        return np.tile(i, self.kernel.group), indices(columns, self.shape, self.shape.memory, np)
 
     def keys(self, *arrays: Any) -> list[Any]:
         """In whole tiles."""
@@ -339,37 +375,37 @@ def forward(
     """out[n, group, seq, d], in ``dtype``, and lse[n, group, seq]."""
     xp, at = kernel.xp, q.ndim - 2
     q, k, v = (to_zigzag(x, shape, ring, x.ndim - 2, xp) for x in (q, k, v))
-    ways = shape.ways(k.shape[-3])
+    run = Round(kernel, shape, ring, shape.ways(k.shape[-3]), at - 2)
     if xp.__name__ == "numpy":
-        parts = zip(ways, *(np.split(x, len(ways), at - 2) for x in (q, k, v)), strict=True)
-        made = [
-            whole_forward(Round(kernel, shape, ring, (way,)), *operands) for way, *operands in parts
-        ]
-        out, lse = (np.concatenate(x, at - 2) for x in zip(*made, strict=True))
+        out, lse = one_way(run, whole_forward, q, k, v)
     else:
-        out, lse = tiled_forward(Round(kernel, shape, ring, ways), q, k, v)
+        out, lse = tiled_forward(run, q, k, v)
     out, lse = (from_zigzag(x, shape, ring, at, xp) for x in (out.astype(dtype), lse))
     return out, lse
 
 
+def one_way(run: Round, f: Callable[..., Sequence[Any]], *arrays: Any) -> list[Any]:
+    """``f`` of the parts of arrays that go each way, put together, under NumPy."""
+    parts = zip(run.ways, *(np.split(x, len(run.ways), run.lead) for x in arrays), strict=True)
+    made = [f(replace(run, ways=(way,)), *some) for way, *some in parts]
+    return [np.concatenate(x, run.lead) for x in zip(*made, strict=True)]
+
+
 def whole_forward(run: Round, q: Any, k: Any, v: Any) -> Any:
     """Under NumPy, every turn's scores at once, one way."""
-    kernel, shape, (way,) = run.kernel, run.shape, run.ways
-    at = q.ndim - 2
-    i = np.tile(indices(run.ring.place, shape, shape.seq, np), kernel.group)
+    kernel, at = run.kernel, q.ndim - 2
     flat = merged(q, at - 1)
 
     def take(state: Any, here: Any, step: Any) -> Any:
         keys, values = here
-        j = indices((run.ring.place - way * step) % shape.devices, shape, shape.memory, np)
-        return kernel.step(state, flat, keys, values, i, j)
+        return kernel.step(state, flat, keys, values, *run.whole(step))
 
     nothing: Any = (0.0, 0.0, kernel.dtype.type(LOWEST))
-    made = kernel.finish(circulate(shape, run.on, np, nothing, (k, v), take))
+    made = kernel.finish(circulate(run.shape, run.on, np, nothing, (k, v), take))
     return [x.reshape((*x.shape[: at - 1], *q.shape[at - 1 : at + 1], *x.shape[at:])) for x in made]
 
 
-def tiled_forward(run: Round, q: Any, k: Any, v: Any) -> Any:
+def tiled_forward(run: Round, q: Any, k: Any, v: Any) -> Sequence[Any]:
     """Under JAX, tile by tile."""
     kernel, shape, xp = run.kernel, run.shape, run.kernel.xp
     (q,) = run.queries(q)
@@ -393,80 +429,83 @@ def backward(
     operands: Sequence[Any],
     stats: Sequence[Any],
     dtype: Any,
+    rows: bool,
 ) -> tuple[Any, Any, Any]:
     """dq, dk and dv, in ``dtype``, of the ``operands`` q, k, v and dout, and the ``stats`` lse and
-    delta."""
+    delta; ``rows``: the queries go round, in place of the keys."""
     xp = kernel.xp
     q, k, v, dout = (to_zigzag(x, shape, ring, x.ndim - 2, xp) for x in kernel.anew(*operands))
-    at, lead = q.ndim - 2, q.ndim - 4
-    both = xp.stack(xp.broadcast_arrays(*stats), lead)
-    both = to_zigzag(both, shape, ring, at + 1, xp)
-    rows = (q, dout, *(both.take(i, lead) for i in range(2)))
-    ways = shape.ways(k.shape[-3])
+    lead = q.ndim - 4
+    both = xp.stack(xp.broadcast_arrays(*stats), lead + 1)
+    both = to_zigzag(both, shape, ring, both.ndim - 1, xp)
+    run = Round(kernel, shape, ring, shape.ways(k.shape[-3]), lead, rows)
     if xp.__name__ == "numpy":
-        split = [np.split(x, len(ways), lead) for x in (k, v, *rows)]
-        made = [
-            whole_backward(Round(kernel, shape, ring, (way,)), *parts)
-            for way, *parts in zip(ways, *split, strict=True)
-        ]
-        dq, dk, dv = (np.concatenate(x, lead) for x in zip(*made, strict=True))
-        dk, dv = dk.astype(dtype), dv.astype(dtype)
+        sums = one_way(run, whole_backward, q, k, v, dout, both)
     else:
-        run = Round(kernel, shape, ring, ways)
-        dq, *sums = tiled_backward(run, k, v, *rows)
-        dk, dv = (run.back(x.astype(dtype)) for x in sums)
-    return from_zigzag(dq.astype(dtype), shape, ring, at, xp), dk, dv
+        sums = in_turns(run, partial(tiled_gradient, run), q, k, v, dout, both)
+    gone = SUMS[rows]
+    found = dict(zip(("dq", "dk", "dv"), (x.astype(dtype) for x in sums), strict=True))
+    dq, dk, dv = (
+        run.back(x) if name in gone else from_zigzag(x, shape, ring, x.ndim - 2, xp)
+        for name, x in found.items()
+    )
+    return dq, dk, dv
 
 
-def following(run: Round, gradient: Callable[[Any, Any, Any], Any]) -> Take:
-    """A turn of the gradient, ``gradient(dq, keys and values, step)``, whose sums for keys come
-    behind them: sent on when those of the last turn were there, while this one is computed."""
+Sums = dict[str, Any]  # dq, dk and dv, or some of them
+
+
+def in_turns(run: Round, gradient: Callable[..., Sums], *operands: Any) -> tuple[Any, Any, Any]:
+    """dq, dk and dv of q, k, v, dout and their stats, where each lies at the end.
+    ``gradient(step, sums, *operands)``: the sums with the terms of one turn, of those that are not
+    given the terms alone; what comes behind the operands that go round is sent on when that of the
+    last turn was there, while this one is computed."""
+    given = dict(zip(("q", "k", "v", "dout", "stats"), operands, strict=True))
+    goes, behind = ROUND[run.rows], SUMS[run.rows]
 
     def take(state: Any, here: Any, step: Any) -> Any:
-        dq, sums = state
-        dq, *terms = gradient(dq, here, step)
-        if sums is None:
-            return dq, tuple(terms)
-        return dq, tuple(run.on(x) + term for x, term in zip(sums, terms, strict=True))
+        kept, sums = state
+        made = gradient(step, kept, **given | dict(zip(goes, here, strict=True)))
+        terms = tuple(made.pop(name) for name in behind)
+        if sums is not None:
+            terms = tuple(run.on(x) + term for x, term in zip(sums, terms, strict=True))
+        return made, terms
 
-    return take
-
-
-def whole_backward(run: Round, k: Any, v: Any, q: Any, dout: Any, lse: Any, delta: Any) -> Any:
-    """Under NumPy, every turn's scores at once, one way; of what goes round, home and in order."""
-    kernel, shape, (way,) = run.kernel, run.shape, run.ways
-    at = q.ndim - 2
-    i = np.tile(indices(run.ring.place, shape, shape.seq, np), kernel.group)
-    rows, of_out, lse, delta = (merged(x, at - 1) for x in (q, dout, lse, delta))
-
-    def gradient(dq: Any, here: Any, step: Any) -> Any:
-        keys, values = here
-        j = indices((run.ring.place - way * step) % shape.devices, shape, shape.memory, np)
-        terms = kernel.gradient(rows, keys, values, of_out, lse, delta, i, j)
-        return dq + terms[0], *terms[1:]
-
-    take = following(run, gradient)
-    dq, sums = circulate(shape, run.on, np, (0.0, None), (k, v), take)
-    dq = dq.reshape((*dq.shape[: at - 1], *q.shape[at - 1 : at + 1], dq.shape[-1]))
-    return dq, *(run.back(x) for x in sums)
+    here = tuple(given[name] for name in goes)
+    kept, sums = circulate(run.shape, run.on, run.kernel.xp, ({}, None), here, take)
+    made = kept | dict(zip(behind, sums, strict=True))
+    return made["dq"], made["dk"], made["dv"]
 
 
-def tiled_backward(run: Round, k: Any, v: Any, *rows: Any) -> Any:
-    """Under JAX, tile by tile; dk and dv where they are at the end."""
-    kernel, shape, xp = run.kernel, run.shape, run.kernel.xp
-    q, *others = run.queries(*rows)
+def whole_backward(run: Round, *operands: Any) -> Sequence[Any]:
+    """Under NumPy, every turn's scores at once, one way."""
+    kernel = run.kernel
 
-    def gradient(dq: Any, here: Any, step: Any) -> Any:
-        filled = run.keys(*here)
-        zeros = (xp.zeros(x.shape, kernel.dtype) for x in filled)
-        queries = (q, *filled, *others)
-        dq, *terms = run.tiles(backward_tiles, step, run.held(q), dq, *zeros, *queries)
-        return dq, *(unhalved(x, 1, shape, shape.memory) for x in terms)
+    def gradient(step: Any, sums: Sums, q: Any, k: Any, v: Any, dout: Any, stats: Any) -> Sums:
+        group = run.lead + 1
+        of_rows = (q, dout, *(stats.take(i, group) for i in range(2)))
+        rows, dout, lse, delta = (merged(x, group) for x in of_rows)
+        dq, *others = kernel.gradient(rows, k, v, dout, lse, delta, *run.whole(step))
+        dq = dq.reshape((*dq.shape[:group], *q.shape[group:]))
+        terms = zip(("dq", "dk", "dv"), (dq, *others), strict=True)
+        return {name: sums.get(name, 0.0) + term for name, term in terms}
 
-    start = xp.zeros(q.shape, kernel.dtype)
-    take = following(run, gradient)
-    dq, sums = circulate(shape, run.on, xp, (start, None), (k, v), take)
-    return unhalved(dq, 2, shape, shape.seq), *sums
+    return in_turns(run, gradient, *operands)
+
+
+def tiled_gradient(
+    run: Round, step: Any, sums: Sums, q: Any, k: Any, v: Any, dout: Any, stats: Any
+) -> Sums:
+    """Under JAX, tile by tile."""
+    shape, zeros = run.shape, partial(run.kernel.xp.zeros, dtype=run.kernel.dtype)
+    rows = (sums.get("dq", zeros(q.shape)), q, dout, stats[:, 0], stats[:, 1])
+    columns = (sums.get("dk", zeros(k.shape)), sums.get("dv", zeros(v.shape)), k, v)
+    dq, q, dout, lse, delta = run.queries(*rows)
+    dk, dv, k, v = run.keys(*columns)
+    of_tiles = (dq, dk, dv, q, k, v, dout, lse, delta)
+    dq, dk, dv = run.tiles(backward_tiles, step, run.held(q), *of_tiles)
+    dk, dv = (unhalved(x, 1, shape, shape.memory) for x in (dk, dv))
+    return {"dq": unhalved(dq, 2, shape, shape.seq), "dk": dk, "dv": dv}
 
 
 @dataclass(frozen=True)
@@ -485,17 +524,18 @@ class Sent:
 
 def sent(shape: Circle, grad: bool, count: int, bytes: Mapping[str, int]) -> list[Sent]:
     """All that one run of attention, or of its gradient, sends. ``count``: of what attends by
-    itself. ``bytes``: on a device, of its operands and results by name, and of the sums of the
-    gradient, ``dk+`` and ``dv+``."""
+    itself. ``bytes``: on a device, of its operands and results by name, and of the gradient's sums,
+    ``dq+``, ``dk+`` and ``dv+``."""
     found: list[Sent] = []
     last, ways = shape.behind, shape.ways(count)
+    rows = grad and rows_go_round(bytes)
 
     def add(
         name: str, pairs: Callable[[int], Pairs], size: int, turns: range | None = None
     ) -> None:
         """What goes one way, or each half its own."""
         times = 1 if turns is None else len(turns)
-        for way in ways:
+        for way in (-w if rows else w for w in ways):
             some, other = pairs(way), pairs(-way) if len(ways) > 1 else ()
             if size and times and any(s != t for s, t in some):
                 part = size // len(ways)
@@ -506,12 +546,12 @@ def sent(shape: Circle, grad: bool, count: int, bytes: Mapping[str, int]) -> lis
             found.extend([Sent(name, shape.mirror(), bytes[name] // 2, 1)] if bytes[name] else [])
 
     swap("q", "k", "v", *(("dout", "stats") if grad else ()))
-    for name in ("k", "v"):
+    for name in ROUND[rows]:
         add(name, shape.moves, bytes[name], range(last))
-    for name in ("dk+", "dv+") if grad else ():
-        add(name, shape.moves, bytes[name], range(1, last + 1))
-    swap(*(("dq",) if grad else ("out", "lse")))
-    for name in ("dk", "dv") if grad else ():
+    for name in SUMS[rows] if grad else ():
+        add(f"{name}+", shape.moves, bytes[f"{name}+"], range(1, last + 1))
+    swap(*(SUMS[not rows] if grad else ("out", "lse")))
+    for name in SUMS[rows] if grad else ():
         add(name, lambda way: shape.home(way * last), bytes[name] // shape.halves)
         if shape.halves == 2:
             add(name, lambda way: shape.mirror(way * last), bytes[name] // 2)
