@@ -37,7 +37,7 @@ from neocc.ir.ops import ATTENTION
 from neocc.lower.audit import SCOPE, device_pairs
 from neocc.lower.hlo import Collective, read_hlo
 from neocc.passes.decisions import decisions
-from neocc.passes.plan import Plan, bodies, compute_of, make_plan
+from neocc.passes.plan import Plan, Ready, bodies, compute_of, make_plan
 from neocc.passes.recost import recost
 
 RESULTS = Path(__file__).parent / "results" / "ring_attention.json"
@@ -144,19 +144,29 @@ def causes(plan: Plan) -> dict[str, float]:
     return dict(found)
 
 
-def gathered_in(plan: Plan) -> Plan:
-    """A plan's layout with keys and values gathered in place of rings."""
+def gathered_in(plan: Plan, ready: Ready) -> Plan:
+    """A plan's layout with keys and values gathered in place of rings; ``ready``: of the same
+    program, with its sequences as they come."""
     made = decisions(plan)
+
+    def stays(name: str) -> bool:
+        return name.split()[0] != "reorder"
 
     def plain(name: str, s: Strategy) -> Strategy:
         ring = name.split()[0] in ATTENTION and MEMORY in s.axes
         return s.replace(s.axes.index(MEMORY), SEQ) if ring else s
 
     regions = tuple(
-        replace(r, strategies={n: plain(n, s) for n, s in r.strategies.items()})
+        replace(
+            r,
+            ops=tuple(filter(stays, r.ops)),
+            strategies={n: plain(n, s) for n, s in r.strategies.items() if stays(n)},
+            moves={n: moves for n, moves in r.moves.items() if stays(n)},
+        )
         for r in made.regions
     )
-    return recost(plan.ready, replace(made, regions=regions), plan.memory_limit).plan
+    given = replace(made, regions=regions, zigzag=None)
+    return recost(ready, given, plan.memory_limit).plan
 
 
 def turn(plan: Plan, c: Collective) -> float:
@@ -206,7 +216,7 @@ def main() -> None:
         row: dict[str, object] = {"case": asdict(case)}
         takes = any(c.pairs for c in plans["ring"].collectives)
         if takes:
-            plans["layout"] = gathered_in(plans["ring"])
+            plans["layout"] = gathered_in(plans["ring"], plans["gathered"].ready)
         for mode, plan in plans.items():
             said = asdict(predicted(plan))
             if takes:

@@ -429,6 +429,16 @@ def ids(m: Maker, dims: Sequence[Dim]) -> Item:
     return found or m.input(m.subset(dims), "i32")
 
 
+def reorder(m: Maker) -> Item | None:
+    x = m.item(lambda i: len(i.type.dims) > 0 and i.type.dtype in ("i32", m.dtype))
+    if x is None:
+        return None
+    d = m.pick(x.type.dims)
+    blocks = m.pick([n for n in range(1, max(1, d.size) + 1) if d.size % n == 0])
+    order = m.draw(st.permutations(range(blocks)))
+    return m.add(x.tensor.reorder(d.name, order), x.bound, x.exact)
+
+
 def gather(m: Maker) -> Item | None:
     table = m.real(lambda i: len(i.type.dims) > 0)
     if not table.type.dims:
@@ -523,7 +533,7 @@ def attention(m: Maker) -> Item | None:
 
     k, v = keys(), keys()
     causal, window = m.draw(st.booleans()), m.pick((None, 1, 2, 5))
-    scale = 4.0 / (q.bound * k.bound * max(1, head_dim.size))
+    scale = 4.0 / ((q.bound * k.bound or 1.0) * max(1, head_dim.size))
     out, lse = b.fused_attention(
         q.tensor, k.tensor, v.tensor, seq, memory, head_dim, causal, window, scale
     )
@@ -618,6 +628,7 @@ FAMILIES: dict[str, Callable[[Maker], Item | None]] = {
     "concat": concat,
     "pad": pad,
     "shift": shift,
+    "reorder": reorder,
     "iota": iota,
     "gather": gather,
     "scatter_add": scatter_add,

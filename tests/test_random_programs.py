@@ -51,7 +51,7 @@ def test_random_programs_reach_every_op() -> None:
 
     @given(programs())
     @settings(
-        max_examples=400,
+        max_examples=500,
         database=None,
         derandomize=True,
         phases=[Phase.generate],

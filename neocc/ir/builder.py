@@ -242,6 +242,10 @@ class Tensor:
     def shift(self, dim: str, by: int) -> Tensor:
         return emit("shift", self, dim=dim, by=by)
 
+    def reorder(self, dim: str, order: Sequence[int]) -> Tensor:
+        """Equal blocks along a dim in another order: block i is block ``order[i]`` of this one."""
+        return emit("reorder", self, dim=dim, order=tuple(order))
+
     def cumsum(self, dim: str, reverse: bool = False) -> Tensor:
         return emit("cumsum", self, dim=dim, reverse=reverse)
 

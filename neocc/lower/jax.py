@@ -274,7 +274,8 @@ class Device:
             self.rounds,
             lambda name: self.ring(strategy, name),
         )
-        kernel = self.kernels.get(op.kind) if ring_axis(op, strategy) is None else None
+        ring = ring_axis(op, strategy) is not None or "zigzag" in op.attrs
+        kernel = None if ring else self.kernels.get(op.kind)
         made = kernel(op, operands, ctx) if kernel else None
         return OPS[op.kind].evaluate(op, operands, ctx) if made is None else made
 

@@ -20,6 +20,7 @@ from neocc.ir.builder import gather as gather_rows
 from neocc.ir.builder import scatter_add as add_rows
 from neocc.ir.errors import IRError
 from neocc.ir.ops import ATTENTION
+from neocc.ir.ops.base import inverse
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.ir.types import Dim, TensorType
 
@@ -495,6 +496,7 @@ RULES: dict[str, tuple[Rule, ...] | Callable[[Op], tuple[Rule, ...]]] = {
     "concat": concat_rules,
     "update": no_update_gradient,
     "shift": (lambda op, g, x, y: g.shift(op.attrs["dim"], -op.attrs["by"]),),
+    "reorder": (lambda op, g, x, y: g.reorder(op.attrs["dim"], inverse(op.attrs["order"])),),
     "gather": (table_gradient,),
     "scatter_add": (lambda op, g, x, y: gather_rows(g, x[1], op.attrs["dim"]),),
     "cumsum": (lambda op, g, x, y: g.cumsum(op.attrs["dim"], not op.attrs["reverse"]),),

@@ -56,13 +56,15 @@ class RegionDecisions:
 class Decisions:
     """stored: how each input lies, which is how the output that replaces it lies; outputs: how the
     others do; regions: in the order of ``bodies``. saved: what happens to an activation kept for
-    the backward pass; microbatches: parts that a batch is run in."""
+    the backward pass; microbatches: parts that a batch is run in; zigzag: devices of the ring in
+    whose order sequences lie, if they do in one."""
 
     stored: Mapping[str, Layout]
     outputs: Mapping[str, Layout]
     regions: tuple[RegionDecisions, ...]
     saved: Mapping[str, str] = field(default_factory=dict)
     microbatches: int = 1
+    zigzag: int | None = None
 
     @property
     def offload(self) -> bool:
@@ -84,6 +86,7 @@ def decisions(plan: Plan) -> Decisions:
         tuple(region_decisions(n, assignment, chosen) for n in names),
         plan.saved,
         plan.ready.microbatches,
+        plan.ready.zigzag,
     )
 
 

@@ -19,7 +19,7 @@ from neocc.ir.types import Dim, TensorType
 
 LOOP = "microbatch"
 EACH, SUM, SAME, ZERO = "each", "sum", "same", "zero"
-RESHAPES = ("rename", "split", "merge", "slice", "concat", "pad", "shift", "cumsum")
+RESHAPES = ("rename", "split", "merge", "slice", "concat", "pad", "shift", "reorder", "cumsum")
 
 
 def split_batch(program: Program, count: int, batch: str = "batch") -> Program:

@@ -472,6 +472,13 @@ def shift(op: Op, operands: list[Value], out: Emitter) -> tuple[list[Value], Fil
     return [x], keep_zero(op, x, out)
 
 
+def reorder(op: Op, operands: list[Value], out: Emitter) -> tuple[list[Value], Fill]:
+    dim = op.attrs["dim"]
+    for _ in out.padder.among([dim]):
+        raise refuse(op, f"leave {dim!r}; padding would lie among its blocks", out)
+    return operands, keep_zero(op, operands[0], out)
+
+
 def refuse(op: Op, why: str, out: Emitter) -> IRError:
     names = [n for v in (*op.operands, *op.results) for n in v.type.names]
     grown = ", ".join(f"{p.dim} ({p.true} -> {p.padded})" for p in out.padder.among(names))
@@ -555,6 +562,7 @@ RULES: dict[str, Rule] = {
     "update": update,
     "cumsum": cumsum,
     "shift": shift,
+    "reorder": reorder,
     "split": split,
     "merge": merge,
     "slice": slice_,

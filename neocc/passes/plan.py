@@ -12,7 +12,7 @@ from neocc.cost.hardware import Chip
 from neocc.cost.model import CostModel, formula_flops, on_vector_unit, product_flops
 from neocc.cost.products import Overlapped
 from neocc.cost.topology import Topology
-from neocc.ir.errors import Loc
+from neocc.ir.errors import Loc, NeoccError
 from neocc.ir.mesh import Mesh
 from neocc.ir.ops import COLLECTIVES, HOST_MOVES
 from neocc.ir.ops.attention import ring_axis
@@ -23,7 +23,7 @@ from neocc.passes.layout.algebra import Assignment, Move, Strategy
 from neocc.passes.layout.build import build, hideable_values
 from neocc.passes.layout.memory import Memory
 from neocc.passes.layout.problem import Problem, Rules
-from neocc.passes.layout.rings import gathered_seconds
+from neocc.passes.layout.rings import gains_in_order, gathered_seconds
 from neocc.passes.layout.rules import given_layout, padded_sizes, parse_layout
 from neocc.passes.layout.solve import Solution
 from neocc.passes.layout.within import solve_within
@@ -36,6 +36,7 @@ from neocc.passes.partition.verify import layout_of
 from neocc.passes.products import WORTH, Attrs, choose, priced
 from neocc.passes.remat import KEEP, RECOMPUTE, open_values
 from neocc.passes.simplify import simplify
+from neocc.passes.zigzag import in_zigzag
 
 USABLE = 0.92  # share of HBM that a plan may fill: a compiler's block for temporaries has gaps
 SEARCH = 60.0  # seconds for the last search when memory is short
@@ -120,7 +121,8 @@ class Ready:
     source: as the caller gave it; unpadded: simplified; program: padded, what a layout is of.
     layout: as the caller wrote it, and given: the dims that it has each mesh axis cut.
     microbatches: parts that the batch is run in, one after the other. products: collectives run
-    inside products where ``cost.collectives`` lets them.
+    inside products where ``cost.collectives`` lets them. zigzag: devices of the ring in whose order
+    ``program`` has its sequences (``passes.zigzag``); None: as they come.
     """
 
     source: Program
@@ -134,6 +136,12 @@ class Ready:
     given: dict[int, tuple[str, ...]]
     microbatches: int = 1
     products: bool = False
+    zigzag: int | None = None
+
+    def in_zigzag(self, devices: int) -> Ready | None:
+        """The same with its sequences in the order of a ring, if they can be."""
+        program = in_zigzag(self.program, devices)
+        return program and replace(self, program=program, zigzag=devices)
 
 
 @dataclass(frozen=True)
@@ -227,7 +235,26 @@ def laid_out(ready: Ready, rules: Rules, available: float) -> Plan:
     """The best plan that rules leave free."""
     problem = build(ready.program, ready.mesh, ready.cost, rules)
     solution, memory = solve_within(problem, available, SEARCH)
-    return costed(ready, problem, solution, memory, available)
+    return in_best_order(costed(ready, problem, solution, memory, available), rules)
+
+
+def in_best_order(plan: Plan, rules: Rules) -> Plan:
+    """The best of a plan and of those that rules leave free with the sequences in the order of a
+    ring, for each mesh axis whose ring may gain by that. Its bound is of all of them."""
+    ready, found = plan.ready, [plan]
+    for devices in sorted({size for size in ready.mesh.sizes if size > 1}):
+        other = ready.in_zigzag(devices)
+        if other is None or not gains_in_order(ready.program, other.program, ready.cost):
+            continue
+        try:
+            problem = build(other.program, ready.mesh, ready.cost, rules)
+            solution, memory = solve_within(problem, plan.memory_limit, SEARCH)
+        except NeoccError:  # rules that no such layout follows
+            continue
+        found.append(costed(other, problem, solution, memory, plan.memory_limit))
+    best = min(found, key=lambda p: (not p.fits, p.timeline.step if p.fits else p.memory.peak))
+    bound = min(p.solution.bound for p in found)
+    return replace(best, solution=replace(best.solution, bound=bound))
 
 
 def prepare(

@@ -28,7 +28,7 @@ from neocc.passes.layout.rules import given_layout
 from neocc.passes.layout.solve import MARGIN, Solution, solve
 from neocc.passes.layout.within import TOLERANCE, bound_within, seems_to_fit, solve_within
 from neocc.passes.overlap import overlapped
-from neocc.passes.plan import SEARCH, USABLE, Plan, Ready, costed, prepare
+from neocc.passes.plan import SEARCH, USABLE, Plan, Ready, costed, in_best_order, prepare
 from neocc.passes.rivals import no_slower
 
 MOST_PARTS = 64  # parts of a batch that are tried
@@ -169,6 +169,7 @@ def search(
     if plan.fits and plan.solution.gap > TOLERANCE:
         plan = min(plan, problems.solve_on(plan, seconds), key=rank)
         plan = no_slower(plan, [n for n in microbatches if n <= plan.ready.microbatches])
+    plan = in_best_order(plan, given_layout(plan.ready.given))
     return Searched(overlapped(plan), tuple(tried))
 
 

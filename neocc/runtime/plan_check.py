@@ -71,6 +71,14 @@ def plan_of(
             given.offload,
             collectives=file.collectives,
         )
+        if given.zigzag is not None:
+            ordered = ready.in_zigzag(given.zigzag)
+            if ordered is None:
+                raise NeoccError(
+                    f"zigzag: {given.zigzag}: the program has no sequences in the order of a ring "
+                    f"of so many devices: leave it out, and plan again"
+                )
+            ready = ordered
         found = recost(ready, given, limit)
     except NeoccError as error:
         raise NeoccError(f"{path}: {error.message}") from None

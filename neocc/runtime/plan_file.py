@@ -177,6 +177,7 @@ def decision_texts(given: Decisions, mesh: Mesh) -> dict[str, Any]:
 
     return {
         "microbatches": given.microbatches,
+        **({"zigzag": given.zigzag} if given.zigzag else {}),
         "saved": dict(given.saved),
         "stored": texts(given.stored),
         "outputs": texts(given.outputs),
@@ -255,6 +256,7 @@ def parsed(path: Path, data: Mapping[str, Any]) -> PlanFile:
             tuple(region_in(r, mesh) for r in data["regions"]),
             data["saved"],
             data["microbatches"],
+            data.get("zigzag"),
         ),
         digest=data["digest"],
         predicted=data["predicted"],

@@ -130,6 +130,8 @@ CASES: dict[str, Case] = {
     ),
     "shift": (lambda x, y, z, n, p: x.shift("a", 1), shifted(X, 1)),
     "shift back": (lambda x, y, z, n, p: x.shift("a", -2), shifted(X, -2)),
+    "reorder": (lambda x, y, z, n, p: x.reorder("a", (2, 0, 1)), X[[2, 0, 1]]),
+    "reorder blocks": (lambda x, y, z, n, p: x.reorder("b", (1, 0)), X[:, [2, 3, 0, 1]]),
     "shift away": (lambda x, y, z, n, p: x.shift("a", 5), np.zeros_like(X)),
     "iota": (lambda x, y, z, n, p: b.iota(x, B), np.arange(4, dtype=np.int32)),
     "gather": (lambda x, y, z, n, p: b.gather(y, n.rename(a="d"), "b"), rows(Y, N)),

@@ -32,6 +32,7 @@ from neocc.passes.layout.algebra import Assignment
 from neocc.passes.pad import pad_program
 from neocc.passes.partition import Partitioned, apply, simulate, verify_partitioned
 from neocc.passes.plan import local_flops, make_plan
+from neocc.passes.zigzag import in_zigzag
 from tests.lower.collectives.devices import QUICK
 from tests.numpy_executor import run_numpy
 from tests.random_assignments import random_assignment
@@ -101,9 +102,18 @@ def compiled_permutes(facts: HloFacts) -> Permutes:
     return found
 
 
-def check(program: Program, mesh: Mesh, axes: tuple[str | None, ...], compiled: bool) -> None:
-    """The partitioned program computes what the whole one does, in NumPy and in JAX."""
-    partitioned = on_rings(program, mesh, *axes)
+def check(
+    program: Program,
+    mesh: Mesh,
+    axes: tuple[str | None, ...],
+    compiled: bool,
+    order: bool = False,
+) -> None:
+    """The partitioned program computes what the whole one does, in NumPy and in JAX; with
+    ``order``, where its sequences lie in the ring's."""
+    ordered = in_zigzag(program, mesh.sizes[axes.index("memory")]) if order else program
+    assert ordered is not None
+    partitioned = on_rings(ordered, mesh, *axes)
     inputs = inputs_for(program, np.random.default_rng(0))
     right = run_numpy(program, inputs)
     runs = [simulate(partitioned, inputs)]
@@ -180,6 +190,43 @@ def test_beside_cuts_of_other_dims(
     check(attending(24, 24, True), Mesh.parse(text), axes, True)
 
 
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize(
+    ("text", "axes"),
+    [
+        ("3", ("memory",)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("2x3", ("kv", "memory")), ("4x2", ("memory", None))]
+        ),
+    ],
+)
+def test_in_zigzag_order_nothing_is_swapped(
+    x64: None, monkeypatch: Any, text: str, axes: tuple[str | None, ...], group: int
+) -> None:
+    monkeypatch.setattr(attention_tiles, "BLOCK", 2)
+    program, mesh = attending(24, 24, True, group=group), Mesh.parse(text)
+    check(program, mesh, axes, True, order=True)
+    n = mesh.sizes[axes.index("memory")]
+    ordered = in_zigzag(program, n)
+    assert ordered is not None
+    for op in ordered.body.walk():
+        if op.kind in ATTENTION:
+            sends = ring_sends(op, n, lambda dim: 1)
+            assert not any(s.pairs == circle_of(op, n).mirror() for s in sends)
+            assert sum(s.times for s in sends if not s.turns) <= 2 * len(op.results)  # home alone
+
+
+def test_in_the_order_of_one_ring_no_other_runs() -> None:
+    program = in_zigzag(attending(24, 24, True), 4)
+    assert program is not None
+    with pytest.raises(Exception, match="'memory' lies in the order of a ring of 4 devices"):
+        on_rings(program, Mesh.parse("2"), "memory")
+    with pytest.raises(Exception, match="seq"):
+        on_rings(program, Mesh.parse("4"), "seq")
+    check(program, Mesh.parse("4"), (None,), False)  # put as it comes, and whole
+
+
 @given(st.data())
 @settings(max_examples=40)
 def test_any_ring_equals_attention_on_one_device(data: st.DataObject) -> None:
@@ -196,7 +243,10 @@ def test_any_ring_equals_attention_on_one_device(data: st.DataObject) -> None:
     strategy: list[str | None] = [other, other]
     strategy[ring] = "memory"
     mesh = Mesh.parse("x".join(map(str, sizes)))
-    check(attending(seq, memory, causal, window, group=group), mesh, tuple(strategy), False)
+    aligned = causal and window is None and seq == memory and seq % (2 * sizes[ring]) == 0
+    order = aligned and data.draw(st.booleans())
+    program = attending(seq, memory, causal, window, group=group)
+    check(program, mesh, tuple(strategy), False, order)
 
 
 @pytest.mark.parametrize("causal", [True, False])

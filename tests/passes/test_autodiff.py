@@ -117,6 +117,7 @@ RULES: dict[str, tuple[Any, ...]] = {
     "pad": (lambda x: x.pad("b", 2, Dim("s", 7), 5.0), (B, A)),
     "concat": (lambda x, y: b.concat((x, y, x), ("a", "b", "a"), Dim("s", 10)), (A, C), (C, B)),
     "shift": (lambda x: x.shift("b", 1) * x.shift("b", -2), (A, B)),
+    "reorder": (lambda x: x.reorder("b", (1, 3, 0, 2)) * x.reorder("b", (1, 0)), (A, B)),
     "gather": (lambda x, i: b.gather(x, i, "b"), (B,), "i32"),
     "gather inner dim": (lambda x, i: b.gather(x, i, "b"), (L, B), "i32"),
     "scatter_add": (lambda x, i: b.scatter_add(x, i, L), (C, B, A), "i32"),

@@ -12,7 +12,8 @@ which the gradient needs; minus infinity where a query sees no key (there ``out`
 Attributes: ``seq``, ``memory`` and ``head_dim`` name dims; ``scale`` multiplies the scores;
 ``causal``: query i sees keys j <= i; ``window``, if given: only those with abs(i - j) < window;
 ``length``, if given: only the first so many keys (the others are padding). i and j are global
-indices, wherever ``seq`` is cut.
+indices, wherever ``seq`` is cut. ``zigzag``, if given: both sequences lie in the zig-zag order of
+so many devices (``attention_ring``), of which only such a ring cuts them.
 
 Where one mesh axis cuts ``memory`` it cuts ``seq`` too, and the keys go round
 (``attention_ring``).
@@ -24,14 +25,14 @@ loop runs over the tiles that hold a visible score and keeps running maxima and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from neocc.ir.mesh import Strategy
 from neocc.ir.ops import attention_ring, attention_tiles
-from neocc.ir.ops.attention_ring import Circle, Sent, circle, rows_go_round, sent
+from neocc.ir.ops.attention_ring import Circle, Sent, circle, rows_go_round, sent, zigzag
 from neocc.ir.ops.attention_tiles import (
     LOWEST,
     Kernel,
@@ -51,6 +52,8 @@ from neocc.ir.ops.base import (
     OpDef,
     Space,
     aligned_space,
+    in_order,
+    inverse,
     need,
     transpose_to,
 )
@@ -115,6 +118,11 @@ def check_operands(kind: str, types: tuple[TensorType, ...], attrs: Attrs) -> No
     need(window is None or window > 0, f"{kind}: a window of {window}; it is at least 1")
     size = k.dim(memory).size
     need(length is None or 0 <= length <= size, f"{kind}: {length} keys of the dim {memory}={size}")
+    devices = attrs.get("zigzag")
+    if devices is not None:
+        halves, fits = 2 * devices, attrs["causal"] and window is None
+        fits = fits and q.dim(seq).size == size and halves > 0 and size % halves == 0
+        need(fits, f"{kind} is causal, without a window, of {halves} halves in zig-zag order")
 
 
 def infer_attention(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
@@ -141,15 +149,27 @@ def infer_grad(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType,
 
 
 def attention_space(op: Op) -> Space:
-    r = roles(op)
-    return aligned_space(op, {r.memory: RING, r.head_dim: SEQUENTIAL}, {r.memory: r.seq})
+    return ring_space(op, {})
 
 
 def grad_space(op: Op) -> Space:
     """dk and dv sum over the queries; dq has them."""
     r = roles(op)
-    kinds = {r.memory: RING, r.head_dim: SEQUENTIAL, **dict.fromkeys((r.seq, *r.group), "sum")}
-    return aligned_space(op, kinds, {r.memory: r.seq})
+    return ring_space(op, dict.fromkeys((r.seq, *r.group), "sum"))
+
+
+def ring_space(op: Op, kinds: Mapping[str, str]) -> Space:
+    r, devices = roles(op), op.attrs.get("zigzag")
+    kinds = {**kinds, r.memory: RING, r.head_dim: SEQUENTIAL}
+    if devices is not None:
+        kinds[r.seq] = SEQUENTIAL
+    return replace(aligned_space(op, kinds, {r.memory: r.seq}), devices=devices)
+
+
+def contiguous(op: Op) -> Op:
+    """The same op on sequences that lie as they come."""
+    attrs = {name: value for name, value in op.attrs.items() if name != "zigzag"}
+    return Op(op.kind, op.operands, op.results, attrs, op.regions, op.loc)
 
 
 # Meaning
@@ -179,7 +199,8 @@ def circle_of(op: Op, devices: int) -> Circle:
     r, attrs = roles(op), op.attrs
     q, k = (v.type for v in op.operands[:2])
     local = (q.dim(r.seq).size // devices, k.dim(r.memory).size // devices)
-    return circle(*local, attrs["causal"], attrs.get("window"), devices, attention_tiles.BLOCK)
+    ordered, block = "zigzag" in attrs, attention_tiles.BLOCK
+    return circle(*local, attrs["causal"], attrs.get("window"), devices, block, ordered)
 
 
 def ring_sends(op: Op, devices: int, parts: Callable[[str], int]) -> list[Sent]:
@@ -268,6 +289,23 @@ def all_indices(kernel: Kernel, seq: int, memory: int, ctx: Context) -> tuple[An
     return xp.tile(i, kernel.group), xp.arange(memory, dtype=xp.int32)
 
 
+def evaluate(op: Op, args: list[Any], ctx: Context) -> list[Any]:
+    """Sequences in zig-zag order are put as they come, but for a ring that wants them so."""
+    meaning = evaluate_attention if op.kind == "attention" else evaluate_grad
+    if "zigzag" not in op.attrs or ctx.ring(op.attrs["memory"]) is not None:
+        return meaning(op, args, ctx)
+    order = zigzag(op.attrs["zigzag"])
+
+    def put(x: Any, t: TensorType, order: Sequence[int]) -> Any:
+        (at,) = (n for n in t.names if n in (op.attrs["seq"], op.attrs["memory"]))
+        return in_order(x, ctx.axis(t, at), order, ctx.xp)
+
+    back = inverse(order)
+    args = [put(x, v.type, back) for x, v in zip(args, op.operands, strict=True)]
+    made = meaning(contiguous(op), args, ctx)
+    return [put(x, v.type, order) for x, v in zip(made, op.results, strict=True)]
+
+
 def evaluate_attention(op: Op, args: list[Any], ctx: Context) -> list[Any]:
     folds, local, kernel, cut = prepared(op, args, ctx)
     forms = (folds.rows, folds.columns, folds.columns)
@@ -328,6 +366,6 @@ def evaluate_grad(op: Op, args: list[Any], ctx: Context) -> list[Any]:
 
 
 DEFS = {
-    "attention": OpDef(infer_attention, attention_space, evaluate_attention),
-    "attention_grad": OpDef(infer_grad, grad_space, evaluate_grad),
+    "attention": OpDef(infer_attention, attention_space, evaluate),
+    "attention_grad": OpDef(infer_grad, grad_space, evaluate),
 }

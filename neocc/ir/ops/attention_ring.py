@@ -11,9 +11,9 @@ those are the queries, with one sum in float32 in place of two.
 Under a causal mask the first devices of contiguous blocks would have little to do and the last ones
 much. So there a device takes halves ``i`` and ``2n - 1 - i`` of ``2n`` (zig-zag): its own first
 half and the second one of the device as far from the other end, its mirror, with which it swaps
-them on the way in and out. Then every turn has the same work on every device: two of the four pairs
-of halves. With a window the blocks stay as they are, and go only as far
-round as the window reaches.
+them on the way in and out; nothing is swapped where the whole model has its sequences in that order
+(``passes.zigzag``). Then every turn has the same work on every device: two of the four pairs of
+halves. With a window the blocks stay as they are, and go only as far round as the window reaches.
 
 Arrays are folded: q[n, group, seq, d], k[n, memory, d], of the local sizes.
 """
@@ -49,15 +49,17 @@ class Circle:
     """How ``devices`` share attention of ``seq`` local queries and ``memory`` local keys.
 
     ``tiles``: of the local scores; ``halves``: 2 in zig-zag order, whose tiles end with a half,
-    else 1. ``turns``: for each, the tiles that are computed, by number: where the lower half of the
-    keys lies before the lower half of the queries, and where behind; equally many. ``both``: keys
-    may come from either side.
+    else 1; ``swaps``: blocks come and go contiguous, so that halves are swapped. ``turns``: for
+    each, the tiles that are computed, by number: where the lower half of the keys lies before the
+    lower half of the queries, and where behind; equally many. ``both``: keys may come from either
+    side.
     """
 
     devices: int
     seq: int
     memory: int
     halves: int
+    swaps: bool
     tiles: Tiles
     turns: tuple[tuple[Pairs, Pairs], ...]
     both: bool
@@ -93,9 +95,16 @@ class Circle:
 
 @lru_cache(maxsize=1024)
 def circle(
-    seq: int, memory: int, causal: bool, window: int | None, devices: int, block: int
+    seq: int,
+    memory: int,
+    causal: bool,
+    window: int | None,
+    devices: int,
+    block: int,
+    ordered: bool = False,
 ) -> Circle:
-    """Of local sizes, in tiles of at most ``block`` x ``block`` scores."""
+    """Of local sizes, in tiles of at most ``block`` x ``block`` scores; ``ordered``: blocks come
+    and go in zig-zag order."""
     aligned = causal and seq == memory
     halves = 2 if aligned and window is None and devices > 1 and seq % 2 == 0 and seq else 1
     down, across = (max(1, -(-size // halves // block)) for size in (seq, memory))
@@ -128,7 +137,8 @@ def circle(
         turns = [(every, every)] * devices
     cut = Tiles(rows, columns, halves * down, halves * across, every)
     both = not (aligned and window is not None)
-    return Circle(devices, seq, memory, halves, cut, tuple(turns), both)
+    swaps = halves == 2 and not ordered
+    return Circle(devices, seq, memory, halves, swaps, cut, tuple(turns), both)
 
 
 # Orders
@@ -145,6 +155,12 @@ def low_half(place: Any, devices: int, xp: Any) -> Any:
     return xp.minimum(2 * place, 2 * devices - 1 - 2 * place)
 
 
+def zigzag(devices: int) -> tuple[int, ...]:
+    """Zig-zag order: which halves of contiguous blocks each place has, one after the other."""
+    lows = [int(low_half(place, devices, np)) for place in range(devices)]
+    return tuple(half for low in lows for half in (low, 2 * devices - 1 - low))
+
+
 def upper(place: Any, shape: Circle, rank: int) -> Any:
     """Whether a place's own half is the higher one."""
     return spread(2 * place >= shape.devices, rank)
@@ -153,7 +169,7 @@ def upper(place: Any, shape: Circle, rank: int) -> Any:
 def to_zigzag(x: Any, shape: Circle, ring: Ring, at: int, xp: Any) -> Any:
     """From contiguous blocks of axis ``at`` to zig-zag order: each device swaps its second half
     with its mirror."""
-    if shape.halves == 1:
+    if not shape.swaps:
         return x
     own, other = xp.split(x, 2, at)
     other = ring.send(other, shape.mirror())
@@ -163,7 +179,7 @@ def to_zigzag(x: Any, shape: Circle, ring: Ring, at: int, xp: Any) -> Any:
 
 def from_zigzag(x: Any, shape: Circle, ring: Ring, at: int, xp: Any, gone: int = 0) -> Any:
     """The way back, also of what has gone on by some places."""
-    if shape.halves == 1:
+    if not shape.swaps:
         return ring.send(x, shape.home(gone))
     low, high = xp.split(x, 2, at)
     swapped = upper((ring.place - gone) % shape.devices, shape, x.ndim)
@@ -542,7 +558,7 @@ def sent(shape: Circle, grad: bool, count: int, bytes: Mapping[str, int]) -> lis
                 found.append(Sent(name, some, part, times, other, turns or range(0)))
 
     def swap(*names: str) -> None:
-        for name in names if shape.halves == 2 else ():
+        for name in names if shape.swaps else ():
             found.extend([Sent(name, shape.mirror(), bytes[name] // 2, 1)] if bytes[name] else [])
 
     swap("q", "k", "v", *(("dout", "stats") if grad else ()))
@@ -552,7 +568,7 @@ def sent(shape: Circle, grad: bool, count: int, bytes: Mapping[str, int]) -> lis
         add(f"{name}+", shape.moves, bytes[f"{name}+"], range(1, last + 1))
     swap(*(SUMS[not rows] if grad else ("out", "lse")))
     for name in SUMS[rows] if grad else ():
-        add(name, lambda way: shape.home(way * last), bytes[name] // shape.halves)
-        if shape.halves == 2:
+        add(name, lambda way: shape.home(way * last), bytes[name] // (2 if shape.swaps else 1))
+        if shape.swaps:
             add(name, lambda way: shape.mirror(way * last), bytes[name] // 2)
     return found

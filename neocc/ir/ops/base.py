@@ -36,13 +36,14 @@ class Space:
 
     ``along``: for each dim of kind ``ring``, the one that an axis which cuts it cuts too: each
     device has its own block of both, and the blocks of the ring dim go round, so that every device
-    sees all of them. One axis may do that, where no other cuts the two.
+    sees all of them. One axis may do that, where no other cuts the two; of ``devices``, if given.
     """
 
     iters: tuple[Iter, ...]
     operands: tuple[tuple[str | None, ...], ...]
     results: tuple[tuple[str | None, ...], ...]
     along: tuple[tuple[str, str], ...] = ()
+    devices: int | None = None
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,14 @@ class OpDef:
     evaluate: op, operand arrays, context -> result arrays.
     linear: sets of operands in which the op is linear together: when exactly those are partial
         sums on a mesh axis and the others replicated on it, the result is a partial sum.
-    flops: FLOPs of the whole op (matrix products: 2 a multiply-add; else 1 an element).
+    indexed: iteration dims whose global indices its meaning depends on, beside its operands.
     """
 
     infer: Callable[[tuple[TensorType, ...], Attrs], tuple[TensorType, ...]]
     space: Callable[[Op], Space]
     evaluate: Callable[[Op, list[Any], Context], list[Any]]
     linear: Callable[[Op], tuple[frozenset[int], ...]] = lambda op: ()
+    indexed: Callable[[Op], tuple[str, ...]] = lambda op: ()
 
 
 def need(condition: bool, message: str) -> None:
@@ -153,3 +155,14 @@ def transpose_to(
         sizes = iter(x.shape[ctx.lead :])
         x = x.reshape((*x.shape[: ctx.lead], *(next(sizes) if n in source else 1 for n in target)))
     return x
+
+
+def in_order(x: Any, axis: int, order: Sequence[int], xp: Any) -> Any:
+    """``x`` with the equal blocks of an axis in another order."""
+    blocks = xp.split(x, len(order), axis)
+    return xp.concatenate([blocks[i] for i in order], axis)
+
+
+def inverse(order: Sequence[int]) -> tuple[int, ...]:
+    """The order that undoes another."""
+    return tuple(sorted(range(len(order)), key=order.__getitem__))

@@ -173,17 +173,25 @@ def iota_space(op: Op) -> Space:
     return Space((Iter(d.name, d.size),), (), ((d.name,),))
 
 
+def along_dim(op: Op) -> tuple[str, ...]:
+    dim = op.attrs["dim"]
+    return (dim if isinstance(dim, str) else dim.name,)
+
+
+FIRST = (frozenset({0}),)
 DEFS = {
-    "iota": OpDef(infer_iota, iota_space, evaluate_iota),
-    "gather": OpDef(infer_gather, gather_space, evaluate_gather, lambda op: (frozenset({0}),)),
+    "iota": OpDef(infer_iota, iota_space, evaluate_iota, indexed=along_dim),
+    "gather": OpDef(infer_gather, gather_space, evaluate_gather, lambda op: FIRST, along_dim),
     "scatter_add": OpDef(
-        infer_scatter_add, scatter_add_space, evaluate_scatter_add, lambda op: (frozenset({0}),)
+        infer_scatter_add, scatter_add_space, evaluate_scatter_add, lambda op: FIRST, along_dim
     ),
-    "update": OpDef(infer_update, aligned_space, evaluate_update, lambda op: (frozenset({0, 1}),)),
+    "update": OpDef(
+        infer_update, aligned_space, evaluate_update, lambda op: (frozenset({0, 1}),), along_dim
+    ),
     "cumsum": OpDef(
         infer_cumsum,
         lambda op: aligned_space(op, {op.attrs["dim"]: SEQUENTIAL}),
         evaluate_cumsum,
-        lambda op: (frozenset({0}),),
+        lambda op: FIRST,
     ),
 }

@@ -97,4 +97,10 @@ def random_space(op: Op) -> Space:
     return Space(tuple(Iter(d.name, d.size) for d in dims), ((),) * len(op.operands), (names,))
 
 
-DEFS = {"random": OpDef(infer_random, random_space, evaluate_random)}
+def random_indices(op: Op) -> tuple[str, ...]:
+    return tuple(d.name for d in op.attrs["dims"])
+
+
+DEFS = {
+    "random": OpDef(infer_random, random_space, evaluate_random, indexed=random_indices),
+}

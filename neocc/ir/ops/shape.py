@@ -1,4 +1,4 @@
-"""Ops that move elements: rename, split, merge, slice, concat, pad, shift."""
+"""Ops that move elements: rename, split, merge, slice, concat, pad, shift, reorder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from neocc.ir.ops.base import (
     OpDef,
     Space,
     aligned_space,
+    in_order,
     need,
     transpose_to,
 )
@@ -193,6 +194,23 @@ def evaluate_shift(op: Op, args: list[Any], ctx: Context) -> list[Any]:
     return [ctx.xp.pad(x[(slice(None),) * axis + (keep,)], width)]
 
 
+def infer_reorder(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    (t,) = types
+    dim, order = attrs["dim"], attrs["order"]
+    need(t.has(dim), f"reorder along {dim!r}, which {t} does not have")
+    blocks = len(order)
+    need(sorted(order) == [*range(blocks)], f"reorder: {order} does not name each block once")
+    size = t.dim(dim).size
+    need(blocks > 0 and size % blocks == 0, f"reorder: {dim}={size} in {blocks} equal blocks")
+    return types
+
+
+def evaluate_reorder(op: Op, args: list[Any], ctx: Context) -> list[Any]:
+    """Equal blocks along a dim: block i of the result is block order[i] of the operand."""
+    axis = ctx.axis(op.operands[0].type, op.attrs["dim"])
+    return [in_order(args[0], axis, op.attrs["order"], ctx.xp)]
+
+
 FIRST = (frozenset({0}),)
 DEFS = {
     "rename": OpDef(infer_rename, rename_space, lambda op, args, ctx: list(args), lambda op: FIRST),
@@ -220,6 +238,12 @@ DEFS = {
         infer_shift,
         lambda op: aligned_space(op, {op.attrs["dim"]: SEQUENTIAL}),
         evaluate_shift,
+        lambda op: FIRST,
+    ),
+    "reorder": OpDef(
+        infer_reorder,
+        lambda op: aligned_space(op, {op.attrs["dim"]: SEQUENTIAL}),
+        evaluate_reorder,
         lambda op: FIRST,
     ),
 }

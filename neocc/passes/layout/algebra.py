@@ -47,6 +47,8 @@ def ring_fault(space: Space, strategy: Strategy, mesh: Mesh) -> str | None:
             continue
         if len(axes) > 1 or other in strategy.axes:
             return f"one axis alone can cut {name!r}, and {other!r} with it"
+        if space.devices not in (None, mesh.sizes[axes[0]]):
+            return f"{name!r} lies in the order of a ring of {space.devices} devices"
         size = next((i.size for i in space.iters if i.name == other), 0)
         if size % mesh.sizes[axes[0]]:
             return f"{name!r} is cut with {other!r}, whose size {size} does not divide"

@@ -13,9 +13,10 @@ from neocc.cost.algorithms import STANDARD
 from neocc.cost.choice import RING, RING_KIND
 from neocc.cost.model import CostModel
 from neocc.ir.mesh import Layout, Strategy
-from neocc.ir.ops.attention import ring_axis
-from neocc.ir.program import Op, Value
-from neocc.passes.layout.algebra import moves, op_layouts
+from neocc.ir.ops import ATTENTION
+from neocc.ir.ops.attention import contiguous, ring_axis
+from neocc.ir.program import Op, Program, Value
+from neocc.passes.layout.algebra import moves, op_layouts, strategies
 
 
 def offered(op: Op, found: Sequence[Strategy], cost: CostModel, every: bool) -> list[Strategy]:
@@ -34,10 +35,34 @@ def offered(op: Op, found: Sequence[Strategy], cost: CostModel, every: bool) -> 
     return [s for s in found if s not in rings or gains(op, s, rings[s], others, cost)]
 
 
-def gains(op: Op, ring: Strategy, axis: int, others: Iterable[Strategy], cost: CostModel) -> bool:
+def gains_in_order(before: Program, after: Program, cost: CostModel) -> bool:
+    """Whether a ring may gain where all sequences of a program lie in its order: ``after`` is
+    ``before`` so (``passes.zigzag``)."""
+    asked = cost.collectives.of(RING_KIND)
+    if asked is not None:
+        return asked == RING
+    ops, runs = ([o for o in p.body.walk() if o.kind in ATTENTION] for p in (before, after))
+    for op, run in zip(ops, runs, strict=True):
+        others = [s for s in strategies(op, cost.mesh) if ring_axis(op, s) is None]
+        for ring in strategies(run, cost.mesh):
+            axis = ring_axis(run, ring)
+            if axis is not None and gains(op, ring, axis, others, cost, run):
+                return True
+    return False
+
+
+def gains(
+    op: Op,
+    ring: Strategy,
+    axis: int,
+    others: Iterable[Strategy],
+    cost: CostModel,
+    run: Op | None = None,
+) -> bool:
     """Whether a ring takes less time than each strategy that differs from it on its axis alone and
-    is reached by one move of each operand and result there."""
-    time = cost.ring(op, ring)
+    is reached by one move of each operand and result there. ``run``: the op that the ring runs, if
+    it is another one."""
+    time = cost.ring(run or op, ring)
     assert time is not None
     within = time.compute + time.exposed
     for other in others:
@@ -85,4 +110,4 @@ def gathered_seconds(op: Op, ring: Strategy, cost: CostModel) -> tuple[float, fl
     them, and scatter their gradients' sums."""
     axis = ring_axis(op, ring)
     assert axis is not None
-    return instead_seconds(op, ring, ring.replace(axis, op.attrs["seq"]), cost)
+    return instead_seconds(contiguous(op), ring, ring.replace(axis, op.attrs["seq"]), cost)

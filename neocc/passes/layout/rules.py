@@ -22,7 +22,7 @@ from neocc.ir.types import TensorType
 from neocc.passes.layout.algebra import Choice, Strategy, Through
 from neocc.passes.layout.problem import Rules
 
-JOINS = ("split", "merge", "slice", "concat", "pad")
+JOINS = ("split", "merge", "slice", "concat", "pad", "reorder")
 PADDING_ALLOWED = 0.01  # a dim may grow by this share, unasked, to divide by more axes
 
 
@@ -140,7 +140,8 @@ def given_layout(given: Mapping[int, tuple[str, ...]]) -> Rules:
     def strategy(op: Op, s: Strategy) -> bool:
         if op.kind == "iota":  # which each reader has as it likes
             return True
-        dims, along = cuttable(op), dict(OPS[op.kind].space(op).along)
+        along = dict(OPS[op.kind].space(op).along)
+        dims = cuttable(op) | {*along.values()}
         for axis, names in given.items():
             others = {n for a, some in given.items() if a != axis for n in some}
             # A ring cuts another dim too, which no other axis may; naming that asks for it as well.
