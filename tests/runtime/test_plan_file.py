@@ -174,6 +174,23 @@ def test_an_algorithm_that_cannot_run_a_move_is_refused(
         again(tmp_path, data, program)
 
 
+def test_the_order_of_a_ring_is_kept(tmp_path: Path, program: Program):
+    asked = Collectives.asked(forced=["attention=ring"])
+    plan = make_plan(program, MESH, V5E, "batch:x,seq:y", collectives=asked)
+    ring = MESH.sizes[1]
+    assert plan.ready.zigzag == ring
+    data = document(plan)
+    assert data["zigzag"] == ring
+    back = again(tmp_path, data, program).plan
+    assert back.collectives == plan.collectives and document(back) == data
+    data["zigzag"] = 3
+    with pytest.raises(NeoccError, match="zigzag: 3: the program has no sequences in the order"):
+        again(tmp_path, data, program)
+    del data["zigzag"]
+    with pytest.raises(NeoccError, match="the plan is of a region with other ops"):
+        again(tmp_path, data, program)
+
+
 def test_what_runs_inside_products_is_kept(tmp_path: Path, program: Program):
     asked = Collectives.asked(forced=["all_gather=products", "reduce_scatter=products"])
     rules = tensor_parallel(MESH)[1].rules

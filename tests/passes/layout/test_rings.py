@@ -34,9 +34,12 @@ AUTO, STANDARD = Collectives.asked("auto"), Collectives.asked("standard")
 FORCED = Collectives.asked(forced=["attention=ring"])
 
 
-def tower(seq: int, heads: int = 3, batch: int = 1, window: int | None = None) -> Program:
+def tower(
+    seq: int, heads: int = 3, batch: int = 1, window: int | None = None, minds: bool = False
+) -> Program:
     """Attention between products of wide inputs, and its gradients; all cut along the sequence,
-    if at all, where there is one example and few heads."""
+    if at all, where there is one example and few heads. ``minds``: something in it minds the order
+    of the sequence."""
     n, rows, keys = Dim("batch", batch), Dim("seq", seq), Dim("memory", seq)
     wide, count, size = Dim("embd", 128), Dim("heads", heads), Dim("head_dim", 128)
     g = Graph("tower")
@@ -47,7 +50,8 @@ def tower(seq: int, heads: int = 3, batch: int = 1, window: int | None = None) -
     )
     k, v = (t.rename(seq="memory") for t in (k, v))
     out, _ = b.fused_attention(q, k, v, rows, keys, size, True, window, 0.1)
-    return differentiate(g.build({"loss": (out * out).sum(*out.type.dims)}))
+    found = {"loss": (out * out).sum(*out.type.dims)}
+    return differentiate(g.build(found | ({"next": x.shift("seq", 1)} if minds else {})))
 
 
 def rings(plan: Plan) -> list[Op]:
@@ -74,6 +78,20 @@ def test_a_long_sequence_of_few_heads_goes_round() -> None:
     assert permutes and all(c.algorithm == "ring" and c.standard > 0 for c in permutes)
     assert after.timeline.hidden >= sum(c.within * c.count for c in permutes) > 0
     assert after.solution.objective == pytest.approx(after.timeline.step, rel=1e-3)
+
+
+def test_where_nothing_minds_the_order_no_half_is_swapped() -> None:
+    """And where something does, rings swap: the step is longer, and so is what is exposed."""
+    plan, swapping = (planned(tower(16384, minds=minds), "8", AUTO) for minds in (False, True))
+    assert plan.ready.zigzag == 8 and swapping.ready.zigzag is None
+    assert all(len(rings(p)) == 2 for p in (plan, swapping))
+    waited = [
+        {c.tensor for c in p.collectives if c.pairs and not c.within} for p in (plan, swapping)
+    ]
+    assert waited[0] == {"dq of attention_grad"} and len(waited[1]) > 3
+    assert plan.timeline.step < swapping.timeline.step
+    assert plan.timeline.exposed < swapping.timeline.exposed
+    assert plan.solution.bound <= plan.solution.objective
 
 
 @pytest.mark.parametrize(
