@@ -173,7 +173,7 @@ def turn(plan: Plan, c: Collective) -> float:
     """Seconds of a permute of a ring, by the cost model; 0 of any other."""
     ids, cost = SCOPE.findall(c.op_name), plan.problem.cost
     for row in plan.collectives:
-        own = ids and row.pairs and row.id == int(ids[-1])
+        own = ids and row.pairs and row.id == int(ids[-1]) and row.bytes == c.operand_bytes
         if own and device_pairs(row, plan.mesh) == frozenset(c.groups):
             links = cost.links[cost.mesh.index(row.axis)]
             return min(permute_seconds(row.pairs, row.bytes, link) for link in links)
