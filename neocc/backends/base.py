@@ -161,7 +161,8 @@ class Backend:
     slice_shape: chips along each axis of the slice that devices are all of; None if there is none.
     options: of the compiler, each with its reason.
     compile, memory, read: a lowered program, what a compiled one holds, and what its HLO does.
-    kernels: how it computes an op of the IR itself, in place of the op's own meaning in JAX.
+    kernels: how it computes an op of the IR itself, in place of the op's own meaning in JAX, by
+        kind; or, ``attention=splash``, where a plan has that kernel run it.
     forms: its own forms of algorithms for collectives, by kind and name, in place of those made of
         permutes.
     calls: the kernels that ops of a partitioned program run as, for the audit.

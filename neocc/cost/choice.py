@@ -18,6 +18,7 @@ from neocc.cost.algorithms import (
     Formula,
     formula,
 )
+from neocc.cost.attention_kernels import KERNELS, AttentionKernels
 from neocc.cost.collectives import collective_time
 from neocc.cost.hardware import Chip
 from neocc.cost.roofline import elementwise_time
@@ -59,8 +60,10 @@ class Collectives:
     """What may run a plan's collectives. ``auto``: the best of XLA's own and of every algorithm of
     ``FORMULAS`` that gives the same numbers, and rings of fused attention; else XLA's own.
     ``forced``: (kind, algorithm), in place of that wherever the algorithm can run;
-    ``attention=ring``: wherever keys and values would be gathered. Inside products they run, or do
-    not, once the layout is decided (``passes.products``): until then, what runs so is XLA's own."""
+    ``attention=ring``: wherever keys and values would be gathered; ``attention=splash`` or
+    ``=cudnn``: as those kernels wherever queries and keys are whole on a device. Inside products
+    they run, or do not, once the layout is decided (``passes.products``): until then, what runs so
+    is XLA's own."""
 
     auto: bool = True
     forced: tuple[tuple[str, str], ...] = ()
@@ -98,12 +101,19 @@ class Collectives:
         """The algorithm that a kind is to run by; None where that is free."""
         return dict(self.forced).get(kind, None if self.auto else STANDARD)
 
+    @property
+    def attention(self) -> AttentionKernels | None:
+        """The kernels that fused attention is to run as, if any."""
+        return KERNELS.get(self.of(RING_KIND) or "")
+
     def check(self, mesh: Mesh, chip: Chip) -> None:
         """Raises:
         LayoutError: a forced algorithm runs on no such chip, or on no axis of the mesh.
         """
         sizes = [size for size in mesh.sizes if size > 1]
         for kind, name in self.forced:
+            if kind == RING_KIND and name in KERNELS:
+                check_chips(f"{kind}={name}", KERNELS[name].chips, chip, "leave it to the loop")
             if name == STANDARD or kind == RING_KIND:
                 continue
             f = formula(kind, name)
@@ -136,8 +146,9 @@ STANDARD_ONLY = Collectives(auto=False)
 
 def named_formula(kind: str, name: str) -> str:
     if kind == RING_KIND:
-        if name not in (RING, STANDARD):
-            raise LayoutError(f"collective {kind}={name}: one of {STANDARD}, {RING}")
+        known = (STANDARD, RING, *KERNELS)
+        if name not in known:
+            raise LayoutError(f"collective {kind}={name}: one of {', '.join(known)}")
         return name
     if name == STANDARD and any(k == kind for k, _ in FORMULAS):
         return name
@@ -151,10 +162,15 @@ def check_kernel(f: Formula, chip: Chip) -> None:
     """Raises:
     LayoutError: an algorithm is a kernel of other chips.
     """
-    if f.kernel not in ("", chip.kind):
+    if f.kernel:
+        check_chips(f"{f.kind}={f.name}", f.kernel, chip, "ring2 sends the same by permutes")
+
+
+def check_chips(what: str, kind: str, chip: Chip, instead: str) -> None:
+    if kind != chip.kind:
         raise LayoutError(
-            f"{f.kind}={f.name} is a kernel of {f.kernel.upper()}s, and {chip.name} is a "
-            f"{chip.kind.upper()}: ring2 sends the same by permutes"
+            f"{what} is a kernel of {kind.upper()}s, and {chip.name} is a {chip.kind.upper()}: "
+            f"{instead}"
         )
 
 

@@ -16,6 +16,7 @@ from neocc.cost.attention import (
     attention_seconds,
     unfused_flops,
 )
+from neocc.cost.attention_kernels import KERNELS, AttentionKernels
 from neocc.cost.choice import STANDARD_ONLY, Collectives, Way, runs, way_of
 from neocc.cost.collectives import collective_time
 from neocc.cost.hardware import Chip, HardwareError
@@ -134,6 +135,8 @@ class CostModel:
                 size = sum(self.local_bytes(v, parts) for v in moved)
                 seconds = max(product, product_traffic_time(self.chip, m, n, size))
             return seconds + self.chip.kernel_overhead
+        if op.kind in ATTENTION and (kernels := self.kernels_of(op, parts)):
+            return kernels.seconds(self.chip, op, parts)
         if op.kind in ATTENTION:
             return attention_seconds(self.chip, op, parts, self.attention)
         if op.kind in ("constant", "iota", "rename", "split", "broadcast"):
@@ -149,6 +152,11 @@ class CostModel:
             moved = sum(self.local_bytes(v, parts) for v in every if v not in unmoved)
         vector = self.vector_seconds([op], parts) * (1 + again)
         return max(elementwise_time(self.chip, moved), vector) + self.chip.kernel_overhead
+
+    def kernels_of(self, op: Op, parts: Parts) -> AttentionKernels | None:
+        """The kernels that an op of fused attention runs as, cut like this, if it does."""
+        asked = self.collectives.attention
+        return asked if asked and asked.takes(op, parts) else None
 
     def ring(self, op: Op, strategy: Strategy) -> RingTime | None:
         """One run of an op whose blocks go round an axis, if they do: of fused attention."""
@@ -320,6 +328,8 @@ def product_flops(op: Op, parts: Parts) -> int:
     that has none has 0."""
     if op.kind == "einsum":
         return einsum_flops(op, parts)
+    if "kernel" in op.attrs:
+        return KERNELS[op.attrs["kernel"]].flops(op, parts)
     return attention_flops(op, parts) if op.kind in ATTENTION else 0
 
 

@@ -231,7 +231,8 @@ class Device:
     rounds: bool  # casts that may keep excess precision
     accelerator: bool  # it has memory of its own beside its host's
     algorithms: Mapping[tuple[str, str], Algorithm]  # by kind and name
-    kernels: Mapping[str, Kernel]  # of kinds of ops, in place of what they mean in JAX
+    kernels: Mapping[str, Kernel]  # of kinds of ops, in place of what they mean in JAX; of an
+    # op that a plan has run by one, attention=splash
 
     def region(self, region: Region, args: Sequence[Any]) -> list[Any]:
         env = dict(zip(region.args, args, strict=True))
@@ -275,7 +276,8 @@ class Device:
             lambda name: self.ring(strategy, name),
         )
         ring = ring_axis(op, strategy) is not None or "zigzag" in op.attrs
-        kernel = None if ring else self.kernels.get(op.kind)
+        name = f"{op.kind}={op.attrs['kernel']}" if "kernel" in op.attrs else op.kind
+        kernel = None if ring else self.kernels.get(name)
         made = kernel(op, operands, ctx) if kernel else None
         return OPS[op.kind].evaluate(op, operands, ctx) if made is None else made
 

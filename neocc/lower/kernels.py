@@ -19,12 +19,14 @@ from neocc.passes.plan import bodies
 @dataclass(frozen=True)
 class Call:
     """A kernel that one run of an op is: its name, bytes of each operand and result on a device,
-    and all that it sends to others."""
+    all that it sends to others, and FLOPs of matrix products, which HLO does not show."""
 
     name: str
     operand_bytes: tuple[int, ...]
     result_bytes: tuple[int, ...]
     sent: tuple[Message, ...] = ()
+    flops: int = 0
+    others: bool = False  # it has operands and results of its own beside these
 
 
 Calls = Callable[[Op, Mesh], Sequence[Call]]
@@ -33,12 +35,13 @@ Calls = Callable[[Op, Mesh], Sequence[Call]]
 @dataclass(frozen=True)
 class Ran:
     """An op that runs as kernels, or has some in the program: ``as_planned`` if those are the ones
-    that it runs as, each as often as the op."""
+    that it runs as, each as often as the op. ``flops``: of a step, planned."""
 
     id: int
     kind: str
     kernels: tuple[Kernel, ...]
     as_planned: bool
+    flops: int
 
 
 def ran(
@@ -53,20 +56,23 @@ def ran(
     for body in bodies(partitioned.program.body):
         for op in body.region.ops:
             i = op.attrs["id"]
-            wanted = Counter[tuple[object, ...]]()
-            for call in calls(op, partitioned.mesh):
-                wanted[key(call)] += body.trips
+            wanted = Counter(calls(op, partitioned.mesh))
             if wanted or by_id[i]:
-                found = Counter[tuple[object, ...]]()
-                for k in by_id[i]:
-                    found[key(k)] += k.trip_count
-                yield Ran(i, op.kind, tuple(by_id[i]), wanted == found)
+                runs = {c: sum(k.trip_count for k in by_id[i] if fits(c, k)) for c in wanted}
+                known = all(any(fits(c, k) for c in wanted) for k in by_id[i])
+                right = all(runs[c] == count * body.trips for c, count in wanted.items())
+                flops = sum(c.flops * count for c, count in wanted.items()) * body.trips
+                yield Ran(i, op.kind, tuple(by_id[i]), known and right, flops)
 
 
-def key(k: Call | Kernel) -> tuple[object, ...]:
-    """What is alike of a kernel in the plan and in the program."""
-    sent = frozenset(Counter(k.sent or ()).items())
-    return k.name, k.operand_bytes, k.result_bytes, sent
+def fits(c: Call, k: Kernel) -> bool:
+    """Whether a kernel of the program is that of the plan."""
+    if c.name != k.name or Counter(c.sent) != Counter(k.sent or ()):
+        return False
+    if c.others:
+        into, out = Counter(k.operand_bytes), Counter(k.result_bytes)
+        return Counter(c.operand_bytes) <= into and Counter(c.result_bytes) <= out
+    return (c.operand_bytes, c.result_bytes) == (k.operand_bytes, k.result_bytes)
 
 
 def messages(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from neocc.cost.algorithms import PRODUCTS, STANDARD
 from neocc.cost.choice import RING, STANDARD_ONLY, Collectives, Way
@@ -12,9 +13,9 @@ from neocc.cost.hardware import Chip
 from neocc.cost.model import CostModel, formula_flops, on_vector_unit, product_flops
 from neocc.cost.products import Overlapped
 from neocc.cost.topology import Topology
-from neocc.ir.errors import Loc, NeoccError
+from neocc.ir.errors import LayoutError, Loc, NeoccError
 from neocc.ir.mesh import Mesh
-from neocc.ir.ops import COLLECTIVES, HOST_MOVES
+from neocc.ir.ops import ATTENTION, COLLECTIVES, HOST_MOVES
 from neocc.ir.ops.attention import ring_axis
 from neocc.ir.ops.attention_ring import Pairs
 from neocc.ir.program import Op, Program, Region, Value
@@ -279,6 +280,7 @@ def prepare(
     unpadded = split_batch(simplify(narrow), microbatches)
     grown = padded_sizes(unpadded, mesh, given) | dict(sizes or {})
     padded, paddings = pad_program(unpadded, grown)
+    check_attention(padded, collectives)
     cost = CostModel.of(chip, mesh, topology, offload, collectives)
     return Ready(
         program,
@@ -307,6 +309,9 @@ def costed(
         lambda m, t: problem.move_seconds(m, t) + 1e-12,
         ways(assignment, ready.cost),
     )
+    if ready.cost.collectives.attention:
+        own = partial(in_kernels, ready.cost)
+        partitioned = replace(partitioned, program=marked(partitioned.program, own))
     collectives = list_collectives(partitioned, ready.cost)
     if ready.products and assignment.algorithms is None:
         chosen = inside_products(partitioned, problem, solution, collectives)
@@ -333,6 +338,31 @@ def costed(
             for name, op in open_values(problem.program).items()
         },
     )
+
+
+def in_kernels(cost: CostModel, op: Op) -> Attrs:
+    """What fused attention of a partitioned program runs as, as an attribute of its."""
+    if op.kind not in ATTENTION:
+        return {}
+    strategy: Strategy = op.attrs["strategy"]
+    found = cost.kernels_of(op, lambda dim: strategy.parts(dim, cost.mesh))
+    return {"kernel": found.name} if found else {}
+
+
+def check_attention(program: Program, collectives: Collectives) -> None:
+    """Raises:
+    LayoutError: kernels are to run fused attention, and there is an op that they never take, or
+        none at all.
+    """
+    asked = collectives.attention
+    if asked is None:
+        return
+    ops = [op for op in program.body.walk() if op.kind in ATTENTION]
+    if not ops:
+        raise LayoutError(f"attention={asked.name}: {program.name!r} has no fused attention")
+    for op in ops:
+        if reason := asked.refused(op):
+            raise LayoutError(f"attention={asked.name} does not take {op.kind}: {reason}", op.loc)
 
 
 def ways(assignment: Assignment, cost: CostModel) -> Ways:
@@ -545,6 +575,38 @@ def local_flops(region: Region, mesh: Mesh, chip: Chip | None = None) -> int:
             if chip is None or not on_vector_unit(chip, op, parts):
                 total += product_flops(op, parts)
     return total
+
+
+@dataclass(frozen=True)
+class InKernels:
+    """Fused attention of a plan that runs as kernels: their name, how many ops of all, seconds of
+    a step, and those of the loop over tiles in their place."""
+
+    name: str
+    ops: int
+    of: int
+    seconds: float
+    loop: float
+
+
+def attention_in_kernels(plan: Plan) -> InKernels | None:
+    """What kernels run of a plan's fused attention, if any were asked for."""
+    asked = plan.ready.cost.collectives.attention
+    if asked is None:
+        return None
+    plain = replace(plan.ready.cost, collectives=STANDARD_ONLY)
+    count = of = 0
+    seconds = loop = 0.0
+    for body in bodies(plan.partitioned.program.body):
+        for op in (op for op in body.region.ops if op.kind in ATTENTION):
+            strategy: Strategy = op.attrs["strategy"]
+            of += 1
+            if "kernel" in op.attrs:
+                parts = partial(strategy.parts, mesh=plan.mesh)
+                count += 1
+                seconds += body.trips * plan.ready.cost.op_seconds(op, parts)
+                loop += body.trips * plain.op_seconds(op, parts)
+    return InKernels(asked.name, count, of, seconds, loop)
 
 
 def model_flops(region: Region) -> int:

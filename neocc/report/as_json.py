@@ -8,7 +8,7 @@ from typing import Any
 from neocc import __version__
 from neocc.ir.mesh import Layout, Mesh
 from neocc.ir.program import Op
-from neocc.passes.plan import Collective, Plan, bodies
+from neocc.passes.plan import Collective, Plan, attention_in_kernels, bodies
 from neocc.report import facts
 from neocc.report.certificate import MODEL, SPACE, verdict
 from neocc.runtime import Compilation
@@ -59,6 +59,7 @@ def brief(plan: Plan) -> dict[str, Any]:
         "compute": t.compute,
         "exposed": t.exposed,
         "hidden": t.hidden,
+        "attention": (own := attention_in_kernels(plan)) and dataclasses.asdict(own),
         "mfu": plan.mfu,
         "flops_utilisation": facts.utilisation(plan),
         "flops": plan.flops,

@@ -12,7 +12,7 @@ from rich.text import Text
 from neocc.cost.algorithms import PRODUCTS, STANDARD
 from neocc.ir.ops import HOST_MOVES
 from neocc.lower.audit import Audit, summary
-from neocc.passes.plan import Plan
+from neocc.passes.plan import Plan, attention_in_kernels
 from neocc.passes.remat import KEEP
 from neocc.report import facts
 from neocc.report.certificate import MODEL, SPACE, gap_text, outer, verdict
@@ -197,6 +197,11 @@ def times(c: Compilation) -> Group:
             f"  to read weights and cache once, {bytes_text(read)} a device, takes "
             f"{seconds_text(bound)} at the full bandwidth of its memory; the step is "
             f"{t.step / bound:.2f} times that\n"
+        )
+    if own := attention_in_kernels(plan):
+        body.append(
+            f"  attention by {own.name}: {own.ops} of {own.of} ops, {seconds_text(own.seconds)}, "
+            f"computed from parts and not measured; as loops {seconds_text(own.loop)}\n"
         )
     for p in plan.paddings:
         body.append(f"  padded {p}\n")

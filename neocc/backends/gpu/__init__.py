@@ -1,6 +1,7 @@
 """GPU: nodes of one NVLink domain each, compiled for by XLA's CUDA plugin, with or without them."""
 
 from neocc.backends.base import Backend, Option
+from neocc.backends.gpu import attention
 from neocc.backends.gpu.compile import describe, start
 
 OPTIONS = (
@@ -18,4 +19,11 @@ OPTIONS = (
     ),
 )
 
-BACKEND = Backend(kind="gpu", describe=describe, start=start, options=OPTIONS)
+BACKEND = Backend(
+    kind="gpu",
+    describe=describe,
+    start=start,
+    options=OPTIONS,
+    kernels={f"{kind}=cudnn": kernel for kind, kernel in attention.KERNELS.items()},
+    calls=attention.calls,
+)

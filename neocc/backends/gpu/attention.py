@@ -15,32 +15,23 @@ from typing import Any
 import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-from neocc.ir.ops.attention import folded, keys_of, roles, unfolded
+from neocc.cost.attention_kernels import KERNELS as PLANNED
+from neocc.cost.attention_kernels import cudnn_refused
+from neocc.ir.mesh import Mesh
+from neocc.ir.ops.attention import folded, roles, unfolded
 from neocc.ir.ops.base import Context
 from neocc.ir.program import Op
 from neocc.lower.jax import Kernel
+from neocc.lower.kernels import Call
 
-DTYPES = ("bf16", "f16")
-HEAD = 128  # most elements of a head, a multiple of 8
 LAYOUT = "BTNH"
 
 
 def takes(op: Op, ctx: Context) -> bool:
     """Whether cuDNN has a kernel for an op as it is cut."""
-    q, k = (v.type for v in op.operands[:2])
-    r, attrs = roles(op), op.attrs
-    seq, memory, head = q.dim(r.seq).size, k.dim(r.memory).size, q.dim(r.head_dim).size
-    _, start = ctx.block(r.seq, seq)
-    masked = attrs["causal"] or attrs.get("window") is not None
-    return (
-        q.dtype in DTYPES
-        and all(v.type.dtype == q.dtype for v in op.results if v.type.has(r.head_dim))
-        and head <= HEAD
-        and head % 8 == 0
-        and isinstance(start, int)
-        and keys_of(op) == memory
-        and (not masked or (attrs["causal"] and seq == memory))
-    )
+    seq = op.attrs["seq"]
+    _, start = ctx.block(seq, op.operands[0].type.dim(seq).size)
+    return isinstance(start, int) and cudnn_refused(op) is None
 
 
 def options(op: Op) -> dict[str, Any]:
@@ -129,3 +120,16 @@ def bind_gradient(*operands: Any, **options: Any) -> Any:
 
 
 KERNELS: dict[str, Kernel] = {"attention": attention, "attention_grad": attention_grad}
+
+NAMES = {"attention": "__cudnn$fmhaSoftmax", "attention_grad": "__cudnn$fmhaSoftmaxBackward"}
+
+
+def calls(op: Op, mesh: Mesh) -> list[Call]:
+    """The kernel that fused attention of a plan runs as."""
+    if op.attrs.get("kernel") != "cudnn":
+        return []
+    strategy = op.attrs["strategy"]
+    flops = PLANNED["cudnn"].flops(op, lambda dim: strategy.parts(dim, mesh))
+    q, k, v = (x.type.local_bytes(mesh) for x in op.operands[:3])
+    made = (q,) if op.kind == "attention" else (q, k, v)
+    return [Call(NAMES[op.kind], (q, k, v), made, flops=flops, others=True)]

@@ -1,8 +1,8 @@
 """TPU: slices of a torus, compiled for by libtpu, with or without the chips."""
 
 from neocc.backends.base import Backend, Option
+from neocc.backends.tpu import attention, collectives
 from neocc.backends.tpu.bodies import read
-from neocc.backends.tpu.collectives import FORMS, calls
 from neocc.backends.tpu.compile import compile_lowered, describe, places, slice_shape, start
 
 OPTIONS = (
@@ -34,6 +34,7 @@ BACKEND = Backend(
     options=OPTIONS,
     compile=compile_lowered,
     read=read,
-    forms=FORMS,
-    calls=calls,
+    kernels={f"{kind}=splash": kernel for kind, kernel in attention.SPLASH.items()},
+    forms=collectives.FORMS,
+    calls=lambda op, mesh: [*collectives.calls(op, mesh), *attention.calls(op, mesh)],
 )

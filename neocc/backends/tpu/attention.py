@@ -7,6 +7,7 @@ whole lanes is padded. What they do not take (``refused``) runs as the loop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -16,29 +17,19 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from neocc.backends.tpu.blocks import LANES, round_up
-from neocc.ir.ops.attention import folded, keys_of, prepared, unfolded
+from neocc.cost.attention_kernels import KERNELS, splash_refused, splash_tiles
+from neocc.ir.mesh import Mesh
+from neocc.ir.ops.attention import folded, prepared, unfolded
 from neocc.ir.ops.attention_tiles import merged
 from neocc.ir.ops.base import Context
-from neocc.ir.program import Op
+from neocc.ir.program import Op, Value
 from neocc.lower.jax import Kernel
+from neocc.lower.kernels import Call
 
-BLOCKS = (512, 256, 128)  # sizes of tiles, the largest that divides
 
-
-def refused(op: Op, seq: int, cut: bool) -> str | None:
-    """Why an op with ``seq`` local queries is none of splash attention's, if so. ``cut``: ``seq``
-    is, over devices."""
-    q, k = (v.type for v in op.operands[:2])
-    memory = k.dim(op.attrs["memory"]).size
-    if q.dtype not in ("bf16", "f32"):
-        return f"{q.dtype}; kernels are for bf16 and f32"
-    if cut:
-        return "the queries are cut over devices, whose masks differ"
-    if keys_of(op) != memory:
-        return "keys are padding"
-    if seq % LANES or memory % LANES:
-        return f"{seq} queries and {memory} keys are not whole tiles of {LANES}"
-    return None
+def refused(op: Op, cut: bool) -> str | None:
+    """Why an op is none of splash attention's, if so. ``cut``: its queries are, over devices."""
+    return "the queries are cut over devices, whose masks differ" if cut else splash_refused(op)
 
 
 def kernel_of(op: Op, heads: int, seq: int) -> Any:
@@ -50,7 +41,7 @@ def kernel_of(op: Op, heads: int, seq: int) -> Any:
         mask = masks.LocalMask(shape, (window - 1, 0 if causal else window - 1), 0)
     else:
         mask = masks.CausalMask(shape) if causal else masks.FullMask(shape)
-    rows, columns = (next(b for b in BLOCKS if size % b == 0) for size in shape)
+    rows, columns, _ = splash_tiles(op)
     blocks = splash.BlockSizes(
         block_q=rows,
         block_kv=columns,
@@ -76,7 +67,7 @@ def whole_lanes(x: Any) -> Any:
 def taken(op: Op, args: list[Any], ctx: Context) -> Any:
     """Folds, local sizes, whether it is taken."""
     folds, local, kernel, _ = prepared(op, args, ctx)
-    reason = refused(op, local[op.attrs["seq"]], not isinstance(kernel.start, int))
+    reason = refused(op, not isinstance(kernel.start, int))
     return None if reason else (folds, local, kernel)
 
 
@@ -132,3 +123,35 @@ def attention_grad(op: Op, args: list[Any], ctx: Context) -> list[Any] | None:
 SPLASH: Mapping[str, Kernel] = MappingProxyType(
     {"attention": attention, "attention_grad": attention_grad}
 )
+
+NAMES = {
+    "attention": ("splash_mha_fwd_residuals",),
+    "attention_grad": ("splash_mha_dq_no_residuals", "splash_mha_dkv_no_residuals"),
+}
+"""The kernels of each op, as HLO has them."""
+
+
+def calls(op: Op, mesh: Mesh) -> list[Call]:
+    """The kernels that fused attention of a plan runs as."""
+    if op.attrs.get("kernel") != "splash":
+        return []
+    own, strategy = KERNELS["splash"], op.attrs["strategy"]
+
+    def parts(dim: str) -> int:
+        return strategy.parts(dim, mesh)
+
+    def size(v: Value) -> int:
+        """Bytes with each head's elements as whole lanes."""
+        shape = ((d.size // parts(d.name), d.name == op.attrs["head_dim"]) for d in v.type.dims)
+        whole = (round_up(n, LANES) if head else n for n, head in shape)
+        return math.prod(whole) * v.type.itemsize
+
+    flops = own.flops(op, parts) // own.products[op.kind]
+    q, k, v = map(size, op.operands[:3])
+    names = NAMES[op.kind]
+    if op.kind == "attention":
+        return [Call(names[0], (q, k, v), (q,), flops=2 * flops, others=True)]
+    return [
+        Call(names[0], (q, k, v, q), (q,), flops=3 * flops, others=True),
+        Call(names[1], (q, k, v, q), (k, v), flops=4 * flops, others=True),
+    ]

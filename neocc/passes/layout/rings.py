@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from neocc.cost.algorithms import STANDARD
 from neocc.cost.choice import RING, RING_KIND
 from neocc.cost.model import CostModel
 from neocc.ir.mesh import Layout, Strategy
@@ -26,11 +25,11 @@ def offered(op: Op, found: Sequence[Strategy], cost: CostModel, every: bool) -> 
     asked = cost.collectives.of(RING_KIND)
     if not rings or every:
         return list(found)
-    if asked == STANDARD:
-        return [s for s in found if s not in rings]
     if asked == RING:
         replaced = {s.replace(axis, op.attrs["seq"]) for s, axis in rings.items()}
         return [s for s in found if s not in replaced]
+    if asked is not None:  # XLA's own collectives, or a kernel, which takes whole sequences
+        return [s for s in found if s not in rings]
     others = [s for s in found if s not in rings]
     return [s for s in found if s not in rings or gains(op, s, rings[s], others, cost)]
 

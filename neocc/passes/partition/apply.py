@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from neocc.cost.choice import Way
 from neocc.ir.errors import LayoutError, Loc
 from neocc.ir.mesh import Layout, Mesh, Partial
-from neocc.ir.ops import COLLECTIVES
+from neocc.ir.ops import ATTENTION, COLLECTIVES
 from neocc.ir.program import Op, Program, Region, Value
 from neocc.passes.layout.algebra import Assignment, Boundary, Move, op_layouts
 from neocc.passes.partition.reshard import Arcs, Cost, arcs, reshard_tree, sent_bytes
@@ -23,7 +23,8 @@ class Partitioned:
     every op that is neither a collective nor a repeat has ``attrs["strategy"]``. A collective that
     an algorithm of ``neocc.cost.algorithms`` runs has its name as ``attrs["algorithm"]``, and the
     sizes of the grid that it runs on, outermost first, as ``attrs["grid"]``; ``products`` needs
-    products beside it (``partition.groups``).
+    products beside it (``partition.groups``). Fused attention that runs as kernels of
+    ``neocc.cost.attention_kernels`` has their name as ``attrs["kernel"]``.
     """
 
     program: Program
@@ -43,12 +44,12 @@ def counted(region: Region, times: int) -> Iterator[tuple[Op, int]]:
 
 
 def marked(program: Program, attrs: Callable[[Op], Mapping[str, object]]) -> Program:
-    """The same program, its collectives with more attributes."""
+    """The same program, its collectives and attention with more attributes."""
 
     def again(region: Region) -> Region:
         ops = []
         for op in region.ops:
-            more = attrs(op) if op.kind in COLLECTIVES else {}
+            more = attrs(op) if op.kind in COLLECTIVES | ATTENTION else {}
             regions = [again(inner) for inner in op.regions]
             if more or regions:
                 op = Op(op.kind, op.operands, op.results, {**op.attrs, **more}, regions, op.loc)

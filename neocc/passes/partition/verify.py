@@ -225,7 +225,7 @@ def erase_region(region: Region) -> Region:
         if op.kind in COLLECTIVES:
             env[op.result] = env[op.operands[0]]
             continue
-        attrs = {k: v for k, v in op.attrs.items() if k not in ("id", "strategy")}
+        attrs = {k: v for k, v in op.attrs.items() if k not in ("id", "strategy", "kernel")}
         operands = [env[v] for v in op.operands]
         regions = [erase_region(r) for r in op.regions]
         ops.append(Op(op.kind, operands, define(op.results), attrs, regions, op.loc))
