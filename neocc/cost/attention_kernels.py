@@ -99,6 +99,7 @@ class AttentionKernels:
     def takes(self, op: Op, parts: Parts) -> bool:
         """Whether an op runs as these, cut like this: of cut queries each part has another mask."""
         whole = parts(op.attrs["seq"]) == parts(op.attrs["memory"]) == 1
+        whole = whole and "zigzag" not in op.attrs
         return whole and self.refused(op) is None
 
     def sizes(self, op: Op, parts: Parts) -> tuple[int, int, int, int]:
