@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from neocc.cost.algorithms import PRODUCTS, STANDARD
-from neocc.cost.choice import RING, STANDARD_ONLY, Collectives, Way
+from neocc.cost.choice import RING, RING_KIND, STANDARD_ONLY, Collectives, Way
 from neocc.cost.hardware import Chip
 from neocc.cost.model import CostModel, formula_flops, on_vector_unit, product_flops
 from neocc.cost.products import Overlapped
@@ -243,6 +243,8 @@ def in_best_order(plan: Plan, rules: Rules) -> Plan:
     """The best of a plan and of those that rules leave free with the sequences in the order of a
     ring, for each mesh axis whose ring may gain by that. Its bound is of all of them."""
     ready, found = plan.ready, [plan]
+    if ready.cost.collectives.of(RING_KIND) == STANDARD:
+        return plan
     for devices in sorted({size for size in ready.mesh.sizes if size > 1}):
         other = ready.in_zigzag(devices)
         if other is None or not gains_in_order(ready.program, other.program, ready.cost):
