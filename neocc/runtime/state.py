@@ -60,9 +60,9 @@ def placed(stored: Stored, type: TensorType, sharding: Any) -> jax.Array:
     return jax.make_array_from_single_device_arrays(type.shape, sharding, arrays)
 
 
-def fetched(array: jax.Array) -> np.ndarray:
+def fetched(array: jax.Array | np.ndarray) -> np.ndarray:
     """The whole of an array, also of one that lies on other processes' devices too."""
-    if array.is_fully_addressable or array.is_fully_replicated:
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
 
