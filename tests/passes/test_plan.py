@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from models import gpt
 from neocc.cost.choice import Collectives
 from neocc.cost.hardware import HardwareError, chip
-from neocc.ir.builder import Graph
+from neocc.ir.builder import Graph, repeat
 from neocc.ir.errors import LayoutError
 from neocc.ir.mesh import Mesh
 from neocc.ir.types import Dim
@@ -46,6 +46,13 @@ def test_a_plan_of_any_program_computes_what_the_program_computes(data: st.DataO
     expected = run_numpy(program, inputs)
     for name, value in unpad_outputs(program, found).items():
         assert_close(value, expected[name])
+
+
+def test_a_loop_that_does_nothing_has_a_plan() -> None:
+    g = Graph("idle")
+    x = g.data("x", (Dim("a", 4),), "f32")
+    program = g.build({"y": repeat(Dim("n", 3), lambda carry, own: carry, x, ())})
+    assert make_plan(program, Mesh.parse("2"), chip("v5e")).fits
 
 
 def test_dims_that_are_joined_are_not_padded_unasked() -> None:

@@ -209,7 +209,9 @@ def region_points(
             own.update(op.results[:carries])
             around = [h for h in held[i] if h.value not in own or h.copies]
             around += turned(problem, region, op, around)
-            yield from region_points(problem, flows, take, op.regions[0], (*outside, *around))
+            live = (*outside, *around)
+            inner = list(region_points(problem, flows, take, op.regions[0], live))
+            yield from inner or [Point(op, live)]  # one at least: a loop may do nothing
         else:
             yield Point(op, (*outside, *held[i]))
 
