@@ -22,6 +22,7 @@ from neocc.passes.layout.algebra import Move
 from neocc.passes.layout.build import build
 from neocc.passes.layout.objective import TIE, ugliness
 from neocc.passes.layout.problem import Agreement, Choice, End, Flow, Problem, Rules
+from neocc.passes.layout.solve import Solution
 
 
 @cache
@@ -230,3 +231,10 @@ class Search:
             picked[choice] = i
             self.descend(depth + 1, after, picked)
         del picked[choice]
+
+
+def ties(problem: Problem, solution: Solution) -> float:
+    """Seconds of the objective that only order equal plans."""
+    moves = solution.assignment.moves or {}
+    cuts = (ugliness(problem, c, c.options[i]) for c, i in solution.picked.items())
+    return TIE * (sum(cuts) + sum(map(len, moves.values())))

@@ -17,14 +17,13 @@ from neocc.ir.program import Program
 from neocc.ir.text import parse_program
 from neocc.ir.types import Dim
 from neocc.passes.layout.build import build
-from neocc.passes.layout.objective import TIE, ugliness
 from neocc.passes.layout.problem import Problem, Rules
 from neocc.passes.layout.solve import Solution, solve, solve_kept
 from neocc.passes.partition import apply
 from neocc.passes.plan import list_collectives, timeline
 from neocc.passes.simplify import simplify
 from tests.passes.layout import programs as made
-from tests.passes.layout.exhaustive import Search, problem_of
+from tests.passes.layout.exhaustive import Search, problem_of, ties
 from tests.random_programs import meshes, programs
 
 SMALL = [made.mlp, made.shared_input, made.residual, made.layers, made.side_output, made.embedding]
@@ -80,13 +79,6 @@ def test_no_assignment_of_a_random_program_beats_the_solver_at_length(data: st.D
     program = simplify(data.draw(programs(min_ops=1, max_ops=12)))
     mesh = data.draw(meshes(max_axes=3, big=False))
     assert_optimal(problem_of(program, mesh), 1e5)
-
-
-def ties(problem: Problem, solution: Solution) -> float:
-    """Seconds of the objective that only order equal plans."""
-    moves = solution.assignment.moves or {}
-    cuts = (ugliness(problem, c, c.options[i]) for c, i in solution.picked.items())
-    return TIE * (sum(cuts) + sum(map(len, moves.values())))
 
 
 def assert_predicted(problem: Problem, mesh: Mesh) -> Solution:
