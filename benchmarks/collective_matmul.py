@@ -29,7 +29,7 @@ from neocc.cost.choice import AUTO, STANDARD_ONLY, Collectives
 from neocc.cost.hardware import chip
 from neocc.cost.products import step_seconds
 from neocc.ir.mesh import Mesh
-from neocc.lower.audit import SCOPE
+from neocc.lower.audit import ids_of
 from neocc.lower.hlo import Collective, read_hlo
 from neocc.passes.layout.build import build
 from neocc.passes.layout.memory import peak
@@ -129,12 +129,7 @@ def measured(plan: Plan, kept: Path | None = None) -> Step:
         hidden=plan.timeline.hidden,
         planned_peak=plan.memory.peak,
         compiled=compiled.step,
-        cycles=compiled.cycles,
-        waited=compiled.waited,
-        alone=compiled.alone,
-        behind=compiled.behind,
-        pairs=compiled.pairs,
-        overlapped=compiled.overlapped,
+        **asdict(compiled),
         sent=sent_bytes(facts),
         as_planned=as_planned(plan, facts),
     )
@@ -142,8 +137,7 @@ def measured(plan: Plan, kept: Path | None = None) -> Step:
 
 def block(plan: Plan, c: Collective) -> float:
     """Seconds of a permute: a block of what its plan's row sends; 0 of the compiler's own."""
-    found = SCOPE.findall(c.op_name)
-    row = next((r for r in plan.collectives if found and r.id == int(found[-1])), None)
+    row = next((r for r in plan.collectives if [r.id] == ids_of(c)), None)
     if row is None:
         return 0.0
     size = min(row.bytes, row.result_bytes)

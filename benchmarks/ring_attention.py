@@ -26,7 +26,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from benchmarks.schedule import arguments, as_planned, schedule, sent_bytes
+from benchmarks.schedule import Schedule, arguments, as_planned, schedule, sent_bytes
 from models import gpt
 from neocc.backends.target import compile_for_target
 from neocc.cost.choice import Collectives
@@ -34,7 +34,7 @@ from neocc.cost.hardware import chip
 from neocc.cost.rounds import permute_seconds
 from neocc.ir.mesh import Mesh, Strategy
 from neocc.ir.ops import ATTENTION
-from neocc.lower.audit import SCOPE, device_pairs
+from neocc.lower.audit import device_pairs, ids_of
 from neocc.lower.hlo import Collective, read_hlo
 from neocc.passes.decisions import decisions
 from neocc.passes.plan import Plan, Ready, bodies, compute_of, make_plan
@@ -88,21 +88,11 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class Compiled:
-    cycles: float
-    alone: float
-    waited: float
-    behind: float
-    pairs: int
-    overlapped: int
+class Compiled(Schedule):
     flops: int
     peak: int
     sent: dict[str, int]
     as_planned: bool
-
-    @property
-    def step(self) -> float:
-        return self.cycles + self.alone + self.waited
 
 
 def planned(case: Case, mode: str) -> Plan:
@@ -171,9 +161,9 @@ def gathered_in(plan: Plan, ready: Ready) -> Plan:
 
 def turn(plan: Plan, c: Collective) -> float:
     """Seconds of a permute of a ring, by the cost model; 0 of any other."""
-    ids, cost = SCOPE.findall(c.op_name), plan.problem.cost
+    cost = plan.problem.cost
     for row in plan.collectives:
-        own = ids and row.pairs and row.id == int(ids[-1]) and row.bytes == c.operand_bytes
+        own = row.pairs and [row.id] == ids_of(c) and row.bytes == c.operand_bytes
         if own and device_pairs(row, plan.mesh) == frozenset(c.groups):
             links = cost.links[cost.mesh.index(row.axis)]
             return min(permute_seconds(row.pairs, row.bytes, link) for link in links)
@@ -194,12 +184,7 @@ def compiled(plan: Plan, kept: Path | None) -> Compiled:
     facts = read_hlo(text)
     found = schedule(plan, facts, text, lambda c: turn(plan, c))
     return Compiled(
-        cycles=found.cycles,
-        alone=found.alone,
-        waited=found.waited,
-        behind=found.behind,
-        pairs=found.pairs,
-        overlapped=found.overlapped,
+        **asdict(found),
         flops=facts.flops,
         peak=peak,
         sent=sent_bytes(facts),

@@ -56,11 +56,11 @@ def schedule(
         return permute(c) if c.kind == PERMUTE else seconds(c, plan.topology)
 
     prices = [(c, price(c)) for c in facts.collectives]
-    sent = defaultdict(list)
+    begun: dict[str, list[tuple[Collective, float]]] = defaultdict(list)
     lasts: dict[str, float] = defaultdict(float)
     for c, taken in prices:
         if c.start:
-            sent[c.start].append((c, taken))
+            begun[c.start].append((c, taken))
         else:
             lasts[c.instruction] += taken
     for loop in facts.loops:
@@ -68,7 +68,7 @@ def schedule(
     trips = {loop.body: loop.executions * (loop.trip_count or 1) for loop in facts.loops}
     waited = 0.0
     for computation in parse_module(text).computations.values():
-        once = walk(computation, sent, plan.mesh.sizes, lasts, clock)
+        once = walk(computation, begun, plan.mesh.sizes, lasts, clock)
         waited += once * trips.get(computation.name, 1)
     meanwhile = sum(taken * c.trip_count for c, taken in prices if c.start)
     permutes = [c for c in facts.collectives if c.start and c.kind == PERMUTE]
@@ -84,19 +84,19 @@ def schedule(
 
 def walk(
     computation: Computation,
-    sent: dict[str, list[tuple[Collective, float]]],
+    begun: dict[str, list[tuple[Collective, float]]],
     sizes: tuple[int, ...],
     lasts: dict[str, float],
     clock: float,
 ) -> float:
-    """Seconds waited in one run of a computation, in the compiler's order. ``sent``: collectives
+    """Seconds waited in one run of a computation, in the compiler's order. ``begun``: collectives
     and their seconds by the instruction that starts them; ``lasts``: of instructions, beside their
     cycles."""
     now = waited = 0.0
     free: dict[tuple[int, int], float] = defaultdict(float)  # when a direction of an axis is
     there: dict[str, float] = {}
     for inst in computation.instructions:
-        for c, taken in sent.get(inst.name, ()):
+        for c, taken in begun.get(inst.name, ()):
             ways = [(a, w) for a in compiled_axes(c, sizes) or () for w in directions(c)]
             end = max(now, *(free[way] for way in ways), 0.0) + taken
             free.update(dict.fromkeys(ways, end))

@@ -113,20 +113,15 @@ class AttentionKernels:
         """FLOPs of the products of one run on a device; a head's padding to lanes not counted."""
         return 2 * self.products[op.kind] * math.prod(self.sizes(op, parts))
 
-    def seconds(self, chip: Chip, op: Op, parts: Parts) -> float:
+    def seconds(self, chip: Chip, op: Op, parts: Parts, moved: int) -> float:
         """One run: the longest of its products, its arithmetic on scores, which stay on chip, and
-        the traffic of operands and results; and the start of each kernel."""
+        the traffic of operands and results, ``moved`` bytes; and the start of each kernel."""
         batch, m, n, k = self.sizes(op, parts)
         rate = chip.flops(op.operands[0].type.dtype) * chip.matmul_efficiency
         products = 2.0 * self.products[op.kind] * batch * padded_mnk(chip, m, n, k) / rate
         launches = self.launches[op.kind]
         cycles = FORWARD if op.kind == "attention" else launches * BACKWARD
         vector = cycles * batch * m * n / REGISTER / (chip.vector_clock or math.inf)
-        values = (*op.operands, *op.results)
-        moved = sum(
-            math.prod(d.size // parts(d.name) for d in v.type.dims) * v.type.itemsize
-            for v in values
-        )
         traffic = elementwise_time(chip, moved)
         return max(products, vector, traffic) + launches * chip.kernel_overhead
 

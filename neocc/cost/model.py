@@ -136,7 +136,8 @@ class CostModel:
                 seconds = max(product, product_traffic_time(self.chip, m, n, size))
             return seconds + self.chip.kernel_overhead
         if op.kind in ATTENTION and (kernels := self.kernels_of(op, parts)):
-            return kernels.seconds(self.chip, op, parts)
+            moved = sum(self.local_bytes(v, parts) for v in (*op.operands, *op.results))
+            return kernels.seconds(self.chip, op, parts, moved)
         if op.kind in ATTENTION:
             return attention_seconds(self.chip, op, parts, self.attention)
         if op.kind in ("constant", "iota", "rename", "split", "broadcast"):

@@ -136,8 +136,7 @@ def hiding(plan: Plan, findings: Iterable[Finding]) -> dict[str, Hiding]:
     own: dict[int, list[Compiled]] = defaultdict(list)
     for f in findings:
         if isinstance(f.compiled, Compiled):
-            ids = [f.planned.id] if f.planned else map(int, SCOPE.findall(f.compiled.op_name)[-1:])
-            for id in ids:
+            for id in [f.planned.id] if f.planned else ids_of(f.compiled):
                 own[id].append(f.compiled)
     found: dict[str, Hiding] = {}
     for p in plan.collectives:

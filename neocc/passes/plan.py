@@ -234,9 +234,14 @@ def make_plan(
 
 def laid_out(ready: Ready, rules: Rules, available: float) -> Plan:
     """The best plan that rules leave free."""
+    found = solved(ready, rules, available)
+    return in_best_order(costed(ready, *found, available), rules)
+
+
+def solved(ready: Ready, rules: Rules, available: float) -> tuple[Problem, Solution, Memory]:
+    """The best that rules leave free with the sequences in the order that they have."""
     problem = build(ready.program, ready.mesh, ready.cost, rules)
-    solution, memory = solve_within(problem, available, SEARCH)
-    return in_best_order(costed(ready, problem, solution, memory, available), rules)
+    return problem, *solve_within(problem, available, SEARCH)
 
 
 def in_best_order(plan: Plan, rules: Rules) -> Plan:
@@ -250,11 +255,10 @@ def in_best_order(plan: Plan, rules: Rules) -> Plan:
         if other is None or not gains_in_order(ready.program, other.program, ready.cost):
             continue
         try:
-            problem = build(other.program, ready.mesh, ready.cost, rules)
-            solution, memory = solve_within(problem, plan.memory_limit, SEARCH)
+            made = solved(other, rules, plan.memory_limit)
         except NeoccError:  # rules that no such layout follows
             continue
-        found.append(costed(other, problem, solution, memory, plan.memory_limit))
+        found.append(costed(other, *made, plan.memory_limit))
     best = min(found, key=lambda p: (not p.fits, p.timeline.step if p.fits else p.memory.peak))
     bound = min(p.solution.bound for p in found)
     return replace(best, solution=replace(best.solution, bound=bound))
